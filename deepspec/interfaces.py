@@ -1,0 +1,285 @@
+"""The five parts of a strategy. A class here is abstract; a class that implements one is final.
+
+The core drives them and is the only one to sample. Once per draft position k it runs::
+
+    hidden = drafter.step(state, k, previous)
+    step = head.step(previous, hidden, head_state)
+    logits = softcap(hidden @ readout.weight.T) + step.latent @ head.output_weight.T
+
+See ``types.py`` for shape letters. Every part is built from its own frozen ``Config`` and a
+:class:`BuildContext`; both arrive through the constructor. Parts hold no request state except in the
+slots they were given.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from deepspec.types import AnchorBlocks, Anchors, Draft, Extension, Features, Load, TargetRows, TokenBatch, Verdict
+
+
+class PartConfig(BaseModel):
+    """Base of every part's ``Config``: frozen, unknown keys are errors, a default is written once."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    """What a part may know of the target. Weights are the target's own: frozen, shared, never copied.
+
+    Attributes:
+        hidden_size: D. vocab_size: V. num_layers: decoder layers.
+        num_heads, num_kv_heads, head_dim, intermediate_size, rms_norm_eps, rope_theta: of its layers.
+        max_positions: longest text it accepts.
+        mask_token_id: an id that real text never uses, or None when the tokenizer has none.
+        embedding: ``[V, D]``. embedding_scale: what the target multiplies embeddings by.
+        lm_head: ``[V, D]``. final_softcap: c in c*tanh(x/c) on its logits, or None.
+    """
+
+    hidden_size: int
+    vocab_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_positions: int
+    mask_token_id: int | None
+    embedding: Tensor
+    embedding_scale: float
+    lm_head: Tensor
+    final_softcap: float | None
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What a strategy is being built for: the target, G, and (for parts after the drafter) H and Vd."""
+
+    target: TargetInfo
+    draft_length: int
+    hidden_size: int = 0
+    draft_vocab_size: int = 0
+
+
+@dataclass(frozen=True)
+class Readout:
+    """How hidden states become logits over the draft vocabulary.
+
+    Attributes:
+        weight: ``[Vd, H]``.
+        softcap: c in c*tanh(x/c), or None.
+        target_ids: int64 ``[Vd]``, the target id of each row, or None when Vd = V and row i is id i.
+        trained: whether ``weight`` belongs to the draft model's own parameters.
+    """
+
+    weight: Tensor
+    softcap: float | None = None
+    target_ids: Tensor | None = None
+    trained: bool = False
+
+
+ConfigT = TypeVar("ConfigT", bound=PartConfig)
+StateT = TypeVar("StateT")
+
+
+class Part(ABC):
+    """What all five kinds share: a name to select it by, and a configuration class of its own."""
+
+    name: ClassVar[str]
+    kind: ClassVar[str]
+    Config: ClassVar[type[PartConfig]] = PartConfig
+
+
+class Drafter(Part, nn.Module, Generic[StateT]):
+    """What hidden state predicts position k?
+
+    ``StateT`` is private to the drafter. State made after an ``extend`` is thrown away before the next
+    one: that is the whole rollback.
+    """
+
+    kind = "drafter"
+    #: Whether the drafter has weights to train.
+    trainable: ClassVar[bool] = True
+
+    def __init__(self, config: PartConfig, context: BuildContext) -> None:
+        super().__init__()
+        self.config = config
+        self.context = context
+
+    @property
+    @abstractmethod
+    def hidden_size(self) -> int:
+        """H."""
+
+    @property
+    @abstractmethod
+    def target_layers(self) -> tuple[int, ...]:
+        """Decoder layers to tap, 0-based, never the last; empty when the drafter reads none."""
+
+    @abstractmethod
+    def readout(self) -> Readout:
+        """The output weights; logits = softcap(h @ weight.T) + latent @ W_out.T."""
+
+    @abstractmethod
+    def allocate(self, num_slots: int, max_positions: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Make room for ``num_slots`` requests of up to ``max_positions`` committed tokens."""
+
+    @abstractmethod
+    def extend(self, extension: Extension) -> None:
+        """Take in committed text: every prefill chunk and every round, also when nothing was drafted.
+
+        Positions may repeat earlier ones after a preemption and then replace them.
+        """
+
+    @abstractmethod
+    def begin(self, anchors: Anchors) -> StateT:
+        """Start a round for R requests; parallel drafters compute the whole block here."""
+
+    @abstractmethod
+    def step(self, state: StateT, k: int, previous: Tensor) -> Tensor:
+        """Hidden states ``[R, H]`` after the final norm, for 0-based position k; ``previous`` is int64 ``[R]``."""
+
+    def parallel_hidden(self, state: StateT) -> Tensor | None:
+        """All hidden states ``[R, G, H]`` at once when no ``step`` depends on ``previous``, else None.
+
+        The core then reads all base logits in one product; ``step`` must give the same rows.
+        """
+        return None
+
+    @abstractmethod
+    def block(self, batch: TokenBatch, features: Features, anchors: AnchorBlocks) -> Tensor:
+        """Training: hidden states ``[N, G, H]`` with the true tokens as inputs.
+
+        Equal to ``step`` when the samples are forced to the labels.
+        """
+
+    @abstractmethod
+    def release(self, slot: int) -> None:
+        """Forget a request."""
+
+
+@dataclass(frozen=True)
+class HeadStep:
+    """One position's output of a head.
+
+    Attributes:
+        latent: ``[R, Z]``, or None when Z = 0.
+        confidence: ``[R]`` logit of conditional acceptance, or None when confidence comes from elsewhere.
+    """
+
+    latent: Tensor | None
+    confidence: Tensor | None
+
+
+class SequentialHead(Part, nn.Module, Generic[StateT]):
+    """How does the token just drafted change the next logits?"""
+
+    kind = "head"
+
+    def __init__(self, config: PartConfig, context: BuildContext) -> None:
+        super().__init__()
+        self.config = config
+        self.context = context
+
+    @property
+    @abstractmethod
+    def output_weight(self) -> Tensor | None:
+        """W_out ``[Vd, Z]``, or None when Z = 0."""
+
+    @property
+    @abstractmethod
+    def confidence(self) -> str:
+        """``linear`` (trained, from the step), ``row_max`` (largest probability of the row), or ``none``.
+
+        Never the probability of the token that was drawn: deciding by it biases the output.
+        """
+
+    @abstractmethod
+    def begin(self, hidden: Tensor) -> StateT:
+        """State s_0 for requests whose first hidden states are ``[R, H]``."""
+
+    @abstractmethod
+    def step(self, previous: Tensor, hidden: Tensor, state: StateT) -> tuple[HeadStep, StateT]:
+        """``previous`` int64 ``[R]`` in target ids, ``hidden`` ``[R, H]``."""
+
+    @abstractmethod
+    def block(self, previous: Tensor, hidden: Tensor) -> HeadStep:
+        """Training: ``[N, G]`` and ``[N, G, H]`` in, latent ``[N, G, Z]`` and confidence ``[N, G]`` out."""
+
+
+class Calibrator(Part, ABC):
+    """What does a confidence mean as a probability?"""
+
+    kind = "calibrator"
+
+    def __init__(self, config: PartConfig, context: BuildContext) -> None:
+        self.config = config
+        self.context = context
+
+    @abstractmethod
+    def conditional(self, confidence: Tensor) -> Tensor:
+        """Logits ``[R, G]`` to conditional acceptance c_k in (0, 1), monotone at each position.
+
+        The core takes the cumulative product afterwards, so survival never increases.
+        """
+
+
+class LengthPolicy(Part, ABC):
+    """How much to draft, and how much to verify?"""
+
+    kind = "policy"
+
+    def __init__(self, config: PartConfig, context: BuildContext) -> None:
+        self.config = config
+        self.context = context
+
+    def draft_length(self, load: Load) -> int:
+        """How many tokens to draft this round, from the past only; 0 skips the drafter."""
+        return self.context.draft_length
+
+    @abstractmethod
+    def lengths(self, survival: Tensor, drafted: Tensor, load: Load) -> Tensor:
+        """Verify lengths int64 ``[R]`` <= ``drafted``, on device, from survival ``[R, G]``.
+
+        Jointly non-anticipating: changing every conditional confidence past position l_r + 1, in all
+        requests at once, must leave the whole vector unchanged.
+        """
+
+
+@dataclass(frozen=True)
+class RoundUniforms:
+    """The uniforms of one round in [0, 1), from disjoint streams; those the verifier does not read are empty.
+
+    Attributes:
+        accept: ``[R, G]``. residual: ``[R, 2]``, choice of a block of the vocabulary and choice inside it.
+        delta: ``[R, G+1, 2]``, likewise, keyed by the absolute position of the token drawn.
+    """
+
+    accept: Tensor
+    residual: Tensor
+    delta: Tensor
+
+
+class Verifier(Part, ABC):
+    """Which prefix is kept, and what token closes the round?"""
+
+    kind = "verifier"
+    #: Which of the uniforms the rule reads, so that the others need not be made.
+    streams: ClassVar[frozenset[str]]
+
+    def __init__(self, config: PartConfig, context: BuildContext) -> None:
+        self.config = config
+        self.context = context
+
+    @abstractmethod
+    def verify(self, target: TargetRows, draft: Draft, lengths: Tensor, uniforms: RoundUniforms) -> Verdict:
+        """Decide one round of R requests; ``lengths`` is int64 ``[R]``, at most the drafted tokens of each."""

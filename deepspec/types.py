@@ -1,0 +1,262 @@
+"""The values that cross seams, all frozen, and the shape letters used everywhere.
+
+    R requests            T packed tokens        G draft positions     N anchor blocks in training
+    V target vocabulary   Vd draft vocabulary    D target hidden       H draft hidden
+    K tapped layers       Z latent width of a sequential head          S sequences (rows) of a batch
+
+Data flows TokenBatch -> Features -> hidden -> Draft -> lengths -> Verdict -> RoundRecord. Tensors that
+are indexed by request use the order of ``slots``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Training text: rows of whole or packed documents.
+
+    Attributes:
+        tokens: int64 ``[S, L]``.
+        segments: int64 ``[S, L]``, which document of its row a token belongs to, -1 on padding.
+        positions: int64 ``[S, L]``, the token's position inside its document.
+        supervised: bool ``[S, L]``, whether the token may be a label.
+    """
+
+    tokens: Tensor
+    segments: Tensor
+    positions: Tensor
+    supervised: Tensor
+
+    def to(self, device: object) -> TokenBatch:
+        """The same batch on ``device``."""
+        parts = (self.tokens, self.segments, self.positions, self.supervised)
+        return TokenBatch(*(part.to(device) for part in parts))  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a target forward leaves for drafters, row by row of its input.
+
+    Attributes:
+        tapped: ``[..., K*D]``, outputs of the tapped decoder layers, concatenated in the order of their ids.
+        last_hidden: ``[..., D]``, the target's hidden state after its final norm.
+    """
+
+    tapped: Tensor
+    last_hidden: Tensor
+
+
+@dataclass(frozen=True)
+class AnchorBlocks:
+    """Sampled training blocks; slot k of a block predicts the token at ``position + k + 1``.
+
+    Attributes:
+        rows: int64 ``[N]``, the batch row of each anchor.
+        columns: int64 ``[N]``, the anchor's column in its row.
+        labels: int64 ``[N, G]``, the G tokens after the anchor (0 where ``valid`` is false).
+        previous: int64 ``[N, G]``, the token before each label: the anchor, then the labels.
+        valid: bool ``[N, G]``, whether the labels up to and including k exist, belong to the anchor's
+            document and are supervised.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    labels: Tensor
+    previous: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class Extension:
+    """Newly committed text of some requests, packed request after request.
+
+    Attributes:
+        slots: int64 ``[R]``, distinct.
+        counts: how many rows each request has here (host side), ``len(counts) == R``.
+        rows: int64 ``[T]``, for each packed token, the slot it belongs to.
+        positions: int64 ``[T]``, absolute positions, consecutive inside a request.
+        tokens: int64 ``[T]``, the tokens at those positions.
+        next_tokens: int64 ``[T]``, the token one position later; a request's last is its new anchor.
+        features: target features of the same T tokens.
+    """
+
+    slots: Tensor
+    counts: tuple[int, ...]
+    rows: Tensor
+    positions: Tensor
+    tokens: Tensor
+    next_tokens: Tensor
+    features: Features
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Where a round starts.
+
+    Attributes:
+        slots: int64 ``[R]``.
+        tokens: int64 ``[R]``, the anchor tokens x_0.
+        positions: int64 ``[R]``, their absolute positions.
+        max_position: the largest position (host side), so that nobody has to ask the device for it.
+        num_draft: how many tokens will be drafted at most this round.
+    """
+
+    slots: Tensor
+    tokens: Tensor
+    positions: Tensor
+    max_position: int
+    num_draft: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Per-request sampling parameters on device; a field is None when no request of the batch uses it.
+
+    Attributes:
+        temperature: float ``[R]``; 0 is greedy.
+        top_k: int64 ``[R]``, V where off. top_p: float ``[R]``, 1 where off. min_p: float ``[R]``, 0 where off.
+        any_greedy: whether some temperature is 0 (host side).
+        unit: whether every temperature is 1 (host side).
+    """
+
+    temperature: Tensor
+    top_k: Tensor | None
+    top_p: Tensor | None
+    min_p: Tensor | None
+    any_greedy: bool
+    unit: bool
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What was drafted and the very rows it was drawn from.
+
+    Attributes:
+        tokens: int64 ``[R, G]`` in target ids.
+        logits: ``[R, G, V]``, the stored rows, -inf outside the draft vocabulary; None for one-hot q.
+        log_sum_exp: ``[R, G]``, of the rows after temperature, computed from the stored values.
+        log_q: ``[R, G]``, log-probability of the drawn token.
+    """
+
+    tokens: Tensor
+    logits: Tensor | None
+    log_sum_exp: Tensor
+    log_q: Tensor
+
+
+@dataclass(frozen=True)
+class TargetRows:
+    """What the target said of a round, packed.
+
+    Attributes:
+        logits: ``[B, V]``; row ``starts[r] + k`` scores draft position k of request r, and the row after a
+            request's last verified token gives its bonus.
+        starts: int64 ``[R]``.
+        sampling: the requests' parameters, applied to these rows and nowhere else.
+    """
+
+    logits: Tensor
+    starts: Tensor
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a round ended.
+
+    Attributes:
+        accepted: int64 ``[R]``, accepted draft tokens, 0 <= accepted <= verify length.
+        bonus: int64 ``[R]``, the token that closes the round.
+    """
+
+    accepted: Tensor
+    bonus: Tensor
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a length policy may know of the step besides confidences.
+
+    Attributes:
+        num_requests: R, requests that take part in this round.
+        prefill_tokens: prompt tokens in the same target step; they count in B.
+        steps_per_second: the SPS curve at B = 1..len, or empty when none was profiled.
+    """
+
+    num_requests: int
+    prefill_tokens: int = 0
+    steps_per_second: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class RequestRound:
+    """One request's share of a round, host side.
+
+    Attributes:
+        request_id: the engine's number of the request.
+        drafted, verified, accepted: counts with ``accepted <= verified <= drafted``.
+        emitted: tokens that joined the output: accepted + 1, fewer when a stop token or the maximum cut it.
+        stopped: whether a stop token ended the request in this round.
+        tokens: the emitted tokens.
+        rejected: the first draft token that was refused, or None.
+    """
+
+    request_id: int
+    drafted: int
+    verified: int
+    accepted: int
+    emitted: int
+    stopped: bool
+    tokens: tuple[int, ...]
+    rejected: int | None = None
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One engine step, as ``deepspec_round_verified`` observers see it; nothing past a rejection is exposed.
+
+    Attributes:
+        requests: the requests that were verified in this step.
+        verify_tokens: B, tokens in the target step, prefill included.
+        prefill_tokens: how many of them were prompt tokens.
+        draft_ms, verify_ms, other_ms: wall time of drafting, of the target forward with the verdict, of the rest.
+        kv_tokens: positions held in the target's KV slots after the step.
+    """
+
+    requests: tuple[RequestRound, ...]
+    verify_tokens: int
+    prefill_tokens: int
+    draft_ms: float
+    verify_ms: float
+    other_ms: float
+    kv_tokens: int
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimiser step, as ``deepspec_step_trained`` observers see it.
+
+    Attributes:
+        step: 1-based.
+        num_steps: planned steps.
+        loss: the weighted total; ``terms`` holds each term before weighting.
+        expected_accepted_length: 1 + sum over k of the product of (1 - TV) up to k, on this batch.
+        learning_rate: the schedule's factor times the AdamW rate.
+        gradient_norm: before clipping.
+        tokens_per_s: target tokens trained on per second since the last record.
+        seconds_left: estimate of the remaining training time.
+    """
+
+    step: int
+    num_steps: int
+    loss: float
+    terms: dict[str, float] = field(default_factory=dict)
+    expected_accepted_length: float = 0.0
+    learning_rate: float = 0.0
+    gradient_norm: float = 0.0
+    tokens_per_s: float = 0.0
+    seconds_left: float = 0.0

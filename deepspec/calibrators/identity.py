@@ -1,0 +1,17 @@
+"""Take the head's confidence at its word."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from deepspec.interfaces import Calibrator
+
+
+class IdentityCalibrator(Calibrator):
+    """c_k = sigmoid(confidence logit)."""
+
+    name = "identity"
+
+    def conditional(self, confidence: Tensor) -> Tensor:
+        """See :class:`deepspec.interfaces.Calibrator`."""
+        return confidence.sigmoid()

@@ -1,0 +1,118 @@
+"""The verify kernels' specification in plain torch: vectorised over requests, readable top to bottom.
+
+Everything takes injected uniforms. A categorical draw is a hierarchical inverse CDF: the first uniform
+picks a block of ``BLOCK`` tokens by its mass, the second a token inside it, so that no noise is needed
+per element; the block size is part of the random-stream contract. Works in float32 or float64, whichever
+the rows are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deepspec.sampling.process import process_rows, scale
+from deepspec.types import Draft, TargetRows, Verdict
+
+BLOCK = 4096
+
+
+def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Draw from unnormalised weights ``[B, V]`` (>= 0) with uniforms ``[B, 2]``: int64 ``[B]``.
+
+    A token of zero weight is never drawn; a row of zero mass gives token 0.
+    """
+    first, second = uniforms.to(weights.dtype).unbind(-1)
+    if weights.shape[-1] <= BLOCK:
+        return _invert(weights, second)
+    padding = -weights.shape[-1] % BLOCK
+    blocks = torch.nn.functional.pad(weights, (0, padding)).unflatten(-1, (-1, BLOCK))
+    chosen = _invert(blocks.sum(dim=-1), first)
+    inside = blocks.gather(1, chosen[:, None, None].expand(-1, 1, BLOCK))[:, 0]
+    return chosen * BLOCK + _invert(inside, second)
+
+
+def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
+    """The first index whose cumulative weight exceeds ``uniform`` of the total, held to positive weights."""
+    cumulative = weights.cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    point = uniform[:, None] * total
+    index = (cumulative <= point).sum(dim=-1)
+    # Rounding can put the point on the total: then the last token with any weight is meant.
+    last = (cumulative < total).sum(dim=-1)
+    return torch.minimum(index, last).clamp_(max=weights.shape[-1] - 1)
+
+
+def token_rule(target: TargetRows, draft: Draft, lengths: Tensor, accept: Tensor, residual: Tensor) -> Verdict:
+    """Speculative sampling (Leviathan 2023, Chen 2023): accept x_i iff u_i q_i(x_i) < p_i(x_i).
+
+    Args:
+        target: packed target rows of R requests.
+        draft: tokens ``[R, G]`` and the rows they were drawn from (one-hot where ``logits`` is None).
+        lengths: int64 ``[R]``, verified tokens of each request.
+        accept: uniforms ``[R, G]``. residual: uniforms ``[R, 2]``.
+    """
+    num_draft = draft.tokens.shape[1]
+    rows, requests = _row_index(target, num_draft)
+    values = process_rows(target.logits, target.sampling, requests)
+    log_total = values.logsumexp(dim=-1)
+    token_rows = rows[:, :num_draft]
+    log_p = values[token_rows, draft.tokens] - log_total[token_rows]
+    log_q = draft.log_q.to(log_p.dtype)
+    kept = accept.to(log_p.dtype) * log_q.exp() < log_p.exp()
+    accepted = _prefix_length(kept, lengths)
+    final = rows.gather(1, accepted[:, None])[:, 0]
+    weights = (values[final] - log_total[final, None]).exp()
+    bonus = draw(_residual(weights, draft, accepted, lengths, target), residual)
+    return Verdict(accepted=accepted, bonus=bonus)
+
+
+def delta_rule(target: TargetRows, draft: Draft, lengths: Tensor, noise: Tensor) -> Verdict:
+    """Exact match: draw y_i ~ p_i with noise keyed by absolute position, keep drafts while y_i = x_i.
+
+    Needs no q; its output is plain decoding's with the same seed, for any draft and any lengths.
+    ``noise`` is ``[R, G+1, 2]``.
+    """
+    num_draft = draft.tokens.shape[1]
+    rows, requests = _row_index(target, num_draft)
+    values = process_rows(target.logits, target.sampling, requests)
+    flat = rows.flatten()
+    weights = (values - values.logsumexp(dim=-1, keepdim=True)).exp()[flat]
+    drawn = draw(weights, noise.flatten(0, 1)).view(rows.shape)
+    accepted = _prefix_length(drawn[:, :num_draft] == draft.tokens, lengths)
+    return Verdict(accepted=accepted, bonus=drawn.gather(1, accepted[:, None])[:, 0])
+
+
+def _row_index(target: TargetRows, num_draft: int) -> tuple[Tensor, Tensor]:
+    """Packed row of every (request, position) ``[R, G+1]``, clamped to the last row; and each row's request."""
+    num_rows = target.logits.shape[0]
+    steps = torch.arange(num_draft + 1, device=target.starts.device)
+    rows = (target.starts[:, None] + steps).clamp_(max=num_rows - 1)
+    every_row = torch.arange(num_rows, device=target.starts.device)
+    return rows, torch.searchsorted(target.starts, every_row, right=True) - 1
+
+
+def _prefix_length(kept: Tensor, lengths: Tensor) -> Tensor:
+    """How many leading positions are kept, at most ``lengths``: int64 ``[R]``."""
+    inside = torch.arange(kept.shape[1], device=kept.device) < lengths[:, None]
+    return (kept & inside).to(torch.int64).cumprod(dim=1).sum(dim=1)
+
+
+def _residual(p: Tensor, draft: Draft, accepted: Tensor, lengths: Tensor, target: TargetRows) -> Tensor:
+    """Weights of the closing token ``[R, V]``: p after full acceptance, else (p - q)+, p's argmax if that is empty."""
+    rejected = accepted < lengths
+    last = draft.tokens.shape[1] - 1
+    if last < 0:
+        return p
+    index = accepted.clamp(max=last)
+    requests = torch.arange(len(index), device=index.device)
+    if draft.logits is None:
+        q = torch.nn.functional.one_hot(draft.tokens[requests, index], p.shape[-1]).to(p.dtype)
+    else:
+        rows = scale(draft.logits[requests, index], target.sampling)
+        q = (rows - draft.log_sum_exp[requests, index, None].to(p.dtype)).exp()
+    left = (p - q).clamp_(min=0.0)
+    empty = left.sum(dim=-1, keepdim=True) <= 0
+    peak = torch.zeros_like(p).scatter_(-1, p.argmax(dim=-1, keepdim=True), 1.0)
+    left = torch.where(empty, peak, left)
+    return torch.where(rejected[:, None], left, p)

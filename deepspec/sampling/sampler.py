@@ -1,0 +1,35 @@
+"""The one place that draws draft tokens, and records the q they were drawn from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from deepspec.kernels.reference import draw
+from deepspec.sampling.process import scale
+from deepspec.types import Sampling
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Tokens int64 ``[R]`` with the row's log-sum-exp, the token's log q and the row's largest probability."""
+
+    tokens: Tensor
+    log_sum_exp: Tensor
+    log_q: Tensor
+    row_max: Tensor
+
+
+def draw_draft(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Drawn:
+    """Draw from stored rows ``[R, V]`` after temperature, with uniforms ``[R, 2]``.
+
+    The stored values are upcast first, whatever their type, so that the q which a verifier recomputes
+    from them is bit for bit the q that was sampled.
+    """
+    values = scale(logits, sampling)
+    log_sum_exp = values.logsumexp(dim=-1)
+    weights = (values - log_sum_exp[:, None]).exp()
+    tokens = draw(weights, uniforms)
+    log_q = values.gather(-1, tokens[:, None])[:, 0] - log_sum_exp
+    return Drawn(tokens=tokens, log_sum_exp=log_sum_exp, log_q=log_q, row_max=weights.amax(dim=-1))

@@ -1,0 +1,1 @@
+"""Stock verifiers: the token rule and the delta (exact-match) rule."""

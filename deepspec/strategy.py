@@ -1,0 +1,183 @@
+"""A strategy is a frozen value: a name, one configuration for each of the five parts, and an objective.
+
+It has no behaviour of its own; :meth:`Strategy.build` looks the parts up in the plugins and assembles
+them for one target. Nothing here imports torch before ``build``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import CoreSchema
+
+from deepspec.errors import ConfigError
+from deepspec.validation import explain, validate
+
+if TYPE_CHECKING:
+    import pluggy
+    from torch import nn
+
+    from deepspec.interfaces import (
+        Calibrator,
+        Drafter,
+        LengthPolicy,
+        PartConfig,
+        SequentialHead,
+        TargetInfo,
+        Verifier,
+    )
+
+#: The five parts, in the order of the data.
+PART_KINDS = ("drafter", "head", "calibrator", "policy", "verifier")
+
+
+class PartSpec(BaseModel):
+    """Which part, and its options; the bare name ``s`` means ``{"type": s}``."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: str = Field(description="the part's registered name; its options are the other keys")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"type": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string"}, handler.resolve_ref_schema(handler(schema))]}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The part's own settings, not yet validated by its ``Config``."""
+        return dict(self.model_extra or {})
+
+
+class Objective(BaseModel):
+    """What training minimises: a weighted sum of loss terms."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    terms: dict[str, float] = Field(default={"ce": 1.0}, description="weight of each loss term, by its name")
+    position_decay: float | None = Field(
+        default=4.0, gt=0, description="position k weighs exp(-(k-1)/decay); null weighs all alike"
+    )
+
+    @field_validator("terms")
+    @classmethod
+    def _some_term(cls, terms: dict[str, float]) -> dict[str, float]:
+        if not any(weight > 0 for weight in terms.values()) or any(weight < 0 for weight in terms.values()):
+            raise ValueError("needs at least one term with a positive weight, and none with a negative one")
+        return terms
+
+
+class Strategy(BaseModel):
+    """A composition of the five parts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="what runs made with it are called")
+    draft_length: int = Field(default=7, ge=1, description="G, tokens drafted after the anchor")
+    drafter: PartSpec = Field(description="what hidden state predicts position k")
+    head: PartSpec = Field(
+        default=PartSpec(type="none"), description="how a drafted token changes the next logits"
+    )
+    calibrator: PartSpec = Field(
+        default=PartSpec(type="identity"), description="what a confidence means as a probability"
+    )
+    policy: PartSpec = Field(default=PartSpec(type="fixed"), description="how much to draft and to verify")
+    verifier: PartSpec = Field(
+        default=PartSpec(type="token"), description="which prefix is kept and what token closes the round"
+    )
+    objective: Objective = Field(default=Objective(), description="what training minimises")
+
+    @classmethod
+    def named(cls, name: str, manager: pluggy.PluginManager | None = None) -> Strategy:
+        """The composition that a plugin registered as ``name``; raises ConfigError with the nearest name."""
+        from deepspec.plugins import create_plugin_manager, find_strategy
+
+        return find_strategy(manager or create_plugin_manager(), name)
+
+    def replace(self, **changes: Any) -> Strategy:
+        """A changed copy.
+
+        A part given by a bare name or with ``type`` is replaced; options without ``type`` join those it has.
+        ``objective`` takes the fields to change. Raises ConfigError.
+        """
+        values = self.model_dump()
+        for key, change in changes.items():
+            merges = (
+                isinstance(change, Mapping) and isinstance(values.get(key), dict) and "type" not in change
+            )
+            values[key] = {**values[key], **change} if merges else change
+        return validate(Strategy, values, "strategy")
+
+    def check(self, manager: pluggy.PluginManager | None = None) -> dict[str, tuple[Any, PartConfig]]:
+        """Class and validated configuration of each part, by kind; raises ConfigError in one clear line."""
+        from deepspec.plugins import create_plugin_manager, resolve_part
+
+        manager = manager or create_plugin_manager()
+        found = {}
+        for kind in PART_KINDS:
+            spec: PartSpec = getattr(self, kind)
+            cls = resolve_part(manager, kind, spec.type)
+            found[kind] = (cls, validate(cls.Config, spec.options, f"{kind} {spec.type!r}"))
+        return found
+
+    def build(self, target: TargetInfo, *, manager: pluggy.PluginManager | None = None) -> Parts:
+        """Assemble the five parts for ``target``: the drafter first, then the parts that read its sizes."""
+        from deepspec.interfaces import BuildContext
+
+        found = self.check(manager)
+        context = BuildContext(target=target, draft_length=self.draft_length)
+        cls, config = found.pop("drafter")
+        drafter: Drafter[Any] = cls(config, context)
+        rows = drafter.readout().weight.shape[0]
+        context = replace(context, hidden_size=drafter.hidden_size, draft_vocab_size=rows)
+        others = {kind: cls(config, context) for kind, (cls, config) in found.items()}
+        return Parts(strategy=self, drafter=drafter, **others)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A strategy assembled for one target."""
+
+    strategy: Strategy
+    drafter: Drafter[Any]
+    head: SequentialHead[Any]
+    calibrator: Calibrator
+    policy: LengthPolicy
+    verifier: Verifier
+
+    def modules(self) -> nn.ModuleDict:
+        """What has weights: ``drafter`` and ``head``."""
+        from torch import nn
+
+        return nn.ModuleDict({"drafter": self.drafter, "head": self.head})
+
+
+def strategy_from(
+    value: Strategy | str | Mapping[str, Any], manager: pluggy.PluginManager | None = None
+) -> Strategy:
+    """A strategy from itself, its registered name, or its fields; raises ConfigError."""
+    if isinstance(value, Strategy):
+        return value
+    if isinstance(value, str):
+        return Strategy.named(value, manager)
+    try:
+        return Strategy.model_validate(value)
+    except ValidationError as error:
+        raise ConfigError(explain(error, Strategy, "strategy")) from error

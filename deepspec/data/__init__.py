@@ -1,0 +1,31 @@
+"""Text to training batches: read examples, render chats, tokenise, split, pack; and the embedded default text."""
+
+from deepspec.data.batches import BatchSampler, batches
+from deepspec.data.chat import encode_chat, encode_prompt
+from deepspec.data.corpus import TokenizedCorpus, split_held_out, tokenize
+from deepspec.data.default import default_corpus
+from deepspec.data.examples import (
+    ChatExample,
+    Example,
+    Message,
+    ResponseExample,
+    TextExample,
+    read_examples,
+)
+
+__all__ = [
+    "BatchSampler",
+    "ChatExample",
+    "Example",
+    "Message",
+    "ResponseExample",
+    "TextExample",
+    "TokenizedCorpus",
+    "batches",
+    "default_corpus",
+    "encode_chat",
+    "encode_prompt",
+    "read_examples",
+    "split_held_out",
+    "tokenize",
+]

@@ -1,0 +1,212 @@
+"""Tokenised documents with their supervised mask, cut into pieces that fit a training row.
+
+A document longer than a row becomes several pieces; each piece is on its own from then on (its positions
+start at 0), because the target sees no further back than the row. The split into training and held-out
+text goes by document, so no document is on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from deepspec.data import chat
+from deepspec.data.examples import ChatExample, Example, TextExample
+from deepspec.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Documents handed to the tokenizer at once: enough to use its threads, few enough to bound the memory.
+_CHUNK = 64
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizedCorpus:
+    """Pieces of documents, flat.
+
+    Attributes:
+        tokens: int32 ``[T]``, piece after piece.
+        supervised: bool ``[T]``.
+        ends: int64 ``[pieces]``, where each piece stops in ``tokens``.
+        documents: int64 ``[pieces]``, the number of the document a piece is from.
+    """
+
+    tokens: Tensor
+    supervised: Tensor
+    ends: Tensor
+    documents: Tensor
+
+    @property
+    def num_pieces(self) -> int:
+        return len(self.ends)
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.documents.unique())
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    def lengths(self) -> Tensor:
+        """int64 ``[pieces]``."""
+        return torch.diff(self.ends, prepend=torch.zeros(1, dtype=torch.int64))
+
+    def select(self, pieces: Tensor) -> TokenizedCorpus:
+        """The corpus of some pieces (int64 indices, in the order given)."""
+        lengths = self.lengths()[pieces]
+        ends = lengths.cumsum(0)
+        shift = (self.ends[pieces] - ends).repeat_interleave(lengths)
+        places = torch.arange(int(lengths.sum())) + shift
+        return TokenizedCorpus(self.tokens[places], self.supervised[places], ends, self.documents[pieces])
+
+
+@dataclass(frozen=True, eq=False)
+class _Document:
+    source: str
+    tokens: Tensor  # int32
+    supervised: Tensor  # bool
+
+
+def tokenize(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    sequence_length: int,
+    mask_token_id: int | None,
+) -> TokenizedCorpus:
+    """Tokenise examples and cut them into pieces of at most ``sequence_length`` tokens.
+
+    Text is closed by the tokenizer's end token, supervised; so is a response. Pieces in which nothing can
+    be learned (no supervised token after another token) are left out.
+
+    Raises DataError when a text uses the mask token id, when a conversation has no chat template to go by,
+    and when nothing at all is supervised.
+    """
+    if sequence_length < 2:
+        raise ConfigError(f"sequence_length must be at least 2, not {sequence_length}")
+    tokens: list[Tensor] = []
+    supervised: list[Tensor] = []
+    owners: list[int] = []
+    for number, document in enumerate(_documents(examples, tokenizer)):
+        _check_mask_token(document, tokenizer, mask_token_id)
+        for start in range(0, len(document.tokens), sequence_length):
+            piece = slice(start, start + sequence_length)
+            if bool(document.supervised[piece][1:].any()):
+                tokens.append(document.tokens[piece])
+                supervised.append(document.supervised[piece])
+                owners.append(number)
+    if not tokens:
+        where = f" ({examples[0].source} and on)" if examples else ""
+        raise DataError(
+            f"no token is supervised in {len(examples)} examples{where}; give texts or responses of several tokens"
+        )
+    ends = torch.tensor([len(piece) for piece in tokens]).cumsum(0)
+    return TokenizedCorpus(torch.cat(tokens), torch.cat(supervised), ends, torch.tensor(owners))
+
+
+def split_held_out(corpus: TokenizedCorpus, fraction: float, seed: int) -> tuple[TokenizedCorpus, TokenizedCorpus]:
+    """(training, held-out), about ``fraction`` of the documents held out, at least one of at least two.
+
+    Raises DataError when there is only one document and a part should be held out.
+    """
+    if fraction <= 0:
+        return corpus, corpus.select(torch.arange(0))
+    documents = corpus.documents.unique()
+    if len(documents) < 2:
+        raise DataError(
+            "one document cannot be split into training and held-out text; "
+            "give more documents (one a line), or set data.held_out_fraction to 0"
+        )
+    count = min(max(1, round(len(documents) * fraction)), len(documents) - 1)
+    order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed))
+    is_held_out = torch.isin(corpus.documents, documents[order[:count]])
+    pieces = torch.arange(corpus.num_pieces)
+    return corpus.select(pieces[~is_held_out]), corpus.select(pieces[is_held_out])
+
+
+def _check_mask_token(document: _Document, tokenizer: PreTrainedTokenizerBase, mask_token_id: int | None) -> None:
+    if mask_token_id is not None and bool((document.tokens == mask_token_id).any()):
+        token = tokenizer.convert_ids_to_tokens(mask_token_id)
+        raise DataError(
+            f"{document.source}: the text uses the mask token {token!r} (id {mask_token_id}), which is reserved "
+            "for drafting; remove it from the text"
+        )
+
+
+def _documents(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[_Document]:
+    for start in range(0, len(examples), _CHUNK):
+        for is_chat, group in groupby(examples[start : start + _CHUNK], key=lambda e: isinstance(e, ChatExample)):
+            if is_chat:
+                yield from _chat_documents([e for e in group if isinstance(e, ChatExample)], tokenizer)
+            else:
+                yield from _encode([_render(e) for e in group if not isinstance(e, ChatExample)], tokenizer)
+
+
+def _chat_documents(examples: Sequence[ChatExample], tokenizer: PreTrainedTokenizerBase) -> Iterator[_Document]:
+    chat.require_template(tokenizer, examples[0].source)
+    if not chat.marks_assistant(tokenizer):
+        yield from _encode([doc for example in examples for doc in chat.render_chat(example, tokenizer)], tokenizer)
+        return
+    for example in examples:
+        ids, mask = chat.marked_tokens(example, tokenizer)
+        yield _Document(example.source, torch.tensor(ids, dtype=torch.int32), torch.tensor(mask, dtype=torch.bool))
+
+
+def _render(example: Example) -> chat.Rendered:
+    assert not isinstance(example, ChatExample)
+    if isinstance(example, TextExample):
+        text, start = example.text, 0
+    else:
+        text, start = example.prompt + example.response, len(example.prompt)
+    return chat.Rendered(example.source, text, ((start, len(text)),), is_templated=False)
+
+
+def _encode(rendered: Sequence[chat.Rendered], tokenizer: PreTrainedTokenizerBase) -> Iterator[_Document]:
+    """Tokenise documents of one kind; a token is supervised when its last character lies in a span."""
+    is_partial = any(item.spans != ((0, len(item.text)),) for item in rendered)
+    if is_partial and not tokenizer.is_fast:
+        raise DataError(
+            f"{rendered[0].source}: {type(tokenizer).__name__} does not say which characters a token stands for; "
+            'use a tokenizer with a tokenizer.json, or give {"text"} only'
+        )
+    is_templated = rendered[0].is_templated
+    encoded = tokenizer(
+        [item.text for item in rendered],
+        add_special_tokens=not is_templated,
+        return_special_tokens_mask=not is_templated,
+        return_offsets_mapping=is_partial,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    for index, item in enumerate(rendered):
+        ids: list[int] = encoded["input_ids"][index]
+        if is_partial:
+            mask = [_inside(end, item.spans) for _, end in encoded["offset_mapping"][index]]
+        else:
+            mask = [True] * len(ids)
+        if not is_templated:
+            ids, mask = _closed(ids, mask, encoded["special_tokens_mask"][index], tokenizer.eos_token_id)
+        yield _Document(item.source, torch.tensor(ids, dtype=torch.int32), torch.tensor(mask, dtype=torch.bool))
+
+
+def _inside(end: int, spans: Sequence[tuple[int, int]]) -> bool:
+    return any(start < end <= stop for start, stop in spans)
+
+
+def _closed(
+    ids: list[int], mask: list[bool], added: Sequence[int], end_id: int | None
+) -> tuple[list[int], list[bool]]:
+    """The document with its end token, supervised; other tokens that the tokenizer added are not text."""
+    mask = [flag and not extra for flag, extra in zip(mask, added, strict=True)]
+    if end_id is None:
+        return ids, mask
+    if ids and added[-1] and ids[-1] == end_id:
+        return ids, [*mask[:-1], True]
+    return [*ids, end_id], [*mask, True]

@@ -1,0 +1,56 @@
+"""The ``deepspec`` command; one file a subcommand, each of which imports what is heavy when it runs.
+
+Exit codes: 0 success, 1 a failed run or check, 2 bad input. Errors are one line on standard error; with
+``--json`` standard output holds exactly one JSON document.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from deepspec.cli import config, doctor, evaluate, generate, plugins, runs, train
+from deepspec.cli.failures import report_failures
+
+app = typer.Typer(
+    name="deepspec",
+    help="Train and evaluate draft models for speculative decoding.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from deepspec import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("generate")(generate.generate)
+app.command("runs")(runs.runs)
+app.command("plugins")(plugins.plugins)
+app.add_typer(config.app, name="config")
+app.command("doctor")(doctor.doctor)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave the process with its exit code."""
+    sys.exit(report_failures(app, arguments))

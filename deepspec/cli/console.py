@@ -1,0 +1,79 @@
+"""What every command shares: the two consoles, JSON on standard output, and where logs go.
+
+Results go to standard output, progress and logs to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+from rich.text import Text
+
+#: Wide enough that tables are not cut where nobody sees a terminal.
+_PIPE_WIDTH = 160
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors and the result.")]
+VerboseFlag = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more; twice for all.")]
+DeviceFlag = Annotated[
+    str | None,
+    typer.Option("--device", metavar="NAME", help="cpu, cuda:1, mps; the best there is by default."),
+]
+SetFlag = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set any value, as in head.rank=64; repeatable."),
+]
+ConfigFlag = Annotated[str | None, typer.Option("--config", metavar="FILE", help="A TOML or YAML file.")]
+StrategyFlag = Annotated[
+    str | None,
+    typer.Option("--strategy", metavar="NAME", help="A composition that `deepspec plugins` lists."),
+]
+
+
+def stdout() -> Console:
+    """For results."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+
+
+def stderr() -> Console:
+    """For progress and logs."""
+    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _PIPE_WIDTH)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A plain table whose cells are shown as they are (brackets are no markup)."""
+    made = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made
+
+
+def print_json(value: Any) -> None:
+    """The one JSON document of a ``--json`` run."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def set_up_logging(*, quiet: bool = False, verbose: int = 0) -> None:
+    """Library logs to standard error: warnings by default, more with ``-v``, errors alone with ``-q``."""
+    level = logging.ERROR if quiet else {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
+    handler = RichHandler(
+        console=stderr(), show_time=False, show_path=False, show_level=level < logging.WARNING, markup=False
+    )
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(
+        level=logging.WARNING if verbose < 2 else logging.INFO, handlers=[handler], force=True
+    )
+    logging.getLogger("deepspec").setLevel(level)
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(logging.WARNING if verbose else logging.ERROR)
+    if not verbose:
+        warnings.simplefilter("default")

@@ -1,0 +1,84 @@
+"""``deepspec eval``: measure a run's accepted length and speed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from deepspec.cli.console import (
+    DeviceFlag,
+    JsonFlag,
+    QuietFlag,
+    VerboseFlag,
+    print_json,
+    set_up_logging,
+    stderr,
+    stdout,
+)
+
+
+def evaluate(
+    run: Annotated[
+        str, typer.Argument(help="A run folder, or `demo`, the drafter that ships with DeepSpec.")
+    ],
+    *,
+    tasks: Annotated[
+        list[str] | None, typer.Option("--tasks", metavar="NAMES", help="Separated by commas, or repeated.")
+    ] = None,
+    task_file: Annotated[
+        list[str] | None,
+        typer.Option("--task-file", metavar="NAME=FILE", help="Prompts of your own, JSONL; repeatable."),
+    ] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="0 is greedy.")] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", metavar="N", help="Requests decoded together.")
+    ] = None,
+    num_prompts: Annotated[int | None, typer.Option("--num-prompts", metavar="N", help="Per task.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", metavar="N", help="New tokens a prompt.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of the sampling.")] = None,
+    device: DeviceFlag = None,
+    target_device: Annotated[
+        str | None,
+        typer.Option("--target-device", metavar="NAME", help="Where the target runs, if elsewhere."),
+    ] = None,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = 0,
+) -> None:
+    """Measure accepted length, acceptance per position, and speed against plain decoding."""
+    set_up_logging(quiet=quiet, verbose=verbose)
+    import deepspec
+    from deepspec.cli.report import result_table
+    from deepspec.config import EvalConfig
+    from deepspec.validation import validate
+
+    loaded = deepspec.load(run, device=device, target_device=target_device)
+    flags = {
+        "tasks": _names(tasks or [], task_file or []) or None,
+        "temperature": temperature,
+        "batch": batch,
+        "num_prompts": num_prompts,
+        "max_tokens": max_tokens,
+        "seed": seed,
+    }
+    given = {key: value for key, value in flags.items() if value is not None}
+    settings = validate(EvalConfig, {**loaded.config.eval.model_dump(), **given}, "eval")
+    if not (quiet or json):
+        stderr().print(f"measuring on {', '.join(settings.tasks)}", markup=False)
+    report = deepspec.evaluate(loaded, config=settings)
+    if json:
+        return print_json(report.to_json())
+    return stdout().print(result_table(report))
+
+
+def _names(tasks: list[str], files: list[str]) -> tuple[str, ...]:
+    from deepspec.errors import ConfigError
+
+    for given in files:
+        name, separator, path = given.partition("=")
+        if not (name and separator and path):
+            raise ConfigError(f"--task-file {given!r}: write NAME=FILE.jsonl")
+    return (*(name.strip() for names in tasks for name in names.split(",") if name.strip()), *files)

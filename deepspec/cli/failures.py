@@ -1,0 +1,53 @@
+"""Turns whatever a command raises into one line on standard error and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+from pydantic import ValidationError
+
+from deepspec.errors import DeepSpecError, TrainingError
+
+FAILED = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+#: What the parser raises for a wrong command line; typer has carried it under several module names.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def report_failures(app: typer.Typer, arguments: Sequence[str] | None) -> int:
+    """The exit code of one command line."""
+    try:
+        code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+        sys.stdout.flush()
+    except DeepSpecError as error:
+        return _say(error, FAILED if isinstance(error, TrainingError) else BAD_INPUT)
+    except ValidationError as error:
+        details = error.errors(include_url=False)[0]
+        return _say(f"{'.'.join(map(str, details['loc']))}: {details['msg']}", BAD_INPUT)
+    except _UsageError as error:
+        return _say(_usage(error), BAD_INPUT)
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader has left (`deepspec ... | head`); keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    return code if isinstance(code, int) else 0
+
+
+def _say(problem: object, code: int) -> int:
+    sys.stdout.flush()
+    sys.stderr.write(f"error: {' '.join(str(problem).split())}\n")
+    return code
+
+
+def _usage(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "deepspec"
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    return f"{message.rstrip('.')}; `{command} --help` shows what is allowed"

@@ -1,0 +1,73 @@
+"""Shows training as it goes: a bar on a terminal, plain lines elsewhere, nothing with ``-q``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from deepspec.types import StepRecord
+
+
+def describe(record: StepRecord) -> str:
+    """One step in words: loss, expected accepted length, speed, time left."""
+    return (
+        f"loss {record.loss:.4f}  expected accepted length {record.expected_accepted_length:.3f}  "
+        f"{record.tokens_per_s:,.0f} tokens/s  {clock(record.seconds_left)} left"
+    )
+
+
+def clock(seconds: float) -> str:
+    """``m:ss``, or ``h:mm:ss`` from an hour on."""
+    minutes, second = divmod(max(0, round(seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+class TrainingProgress:
+    """An observer of StepRecords, used as a context manager around the training.
+
+    Args:
+        console: where to show it.
+        every: steps between plain lines; a bar moves at every record.
+    """
+
+    def __init__(self, console: Console, *, every: int = 10) -> None:
+        self._console = console
+        self._every = every
+        self._bar: Progress | None = None
+        self._task = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=20),
+                TextColumn("{task.description}"),
+                console=console,
+            )
+
+    def __enter__(self) -> TrainingProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, record: StepRecord) -> None:
+        """Take in one step."""
+        if self._bar is not None:
+            if not self._bar.tasks:
+                self._bar.add_task("", total=record.num_steps)
+            self._bar.update(self._bar.tasks[0].id, completed=record.step, description=describe(record))
+        elif record.step % self._every == 0 or record.step in (1, record.num_steps):
+            width = len(str(record.num_steps))
+            step = f"step {record.step:>{width}}/{record.num_steps}  {describe(record)}"
+            self._console.print(step, markup=False, soft_wrap=True)

@@ -1,0 +1,141 @@
+"""``deepspec train``: train a drafter, measure it, show the result."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deepspec.cli.console import (
+    ConfigFlag,
+    DeviceFlag,
+    JsonFlag,
+    QuietFlag,
+    SetFlag,
+    StrategyFlag,
+    VerboseFlag,
+    print_json,
+    set_up_logging,
+    stderr,
+    stdout,
+)
+
+if TYPE_CHECKING:
+    from deepspec.config import RunConfig
+    from deepspec.runs import Run
+
+
+def train(
+    *,
+    strategy: StrategyFlag = None,
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="NAME", help="`demo`, a Hugging Face name, or a folder.")
+    ] = None,
+    target_revision: Annotated[
+        str | None, typer.Option("--target-revision", metavar="REV", help="Commit, branch or tag.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data",
+            metavar="PATH",
+            help="JSONL file, folder or glob; repeatable. Text that this machine already has, by default.",
+        ),
+    ] = None,
+    config: ConfigFlag = None,
+    set_: SetFlag = None,
+    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Optimiser steps.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", metavar="FOLDER", help="Run folder; runs/<strategy>-<time> by default."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    device: DeviceFlag = None,
+    target_device: Annotated[
+        str | None,
+        typer.Option("--target-device", metavar="NAME", help="Where the target runs, if elsewhere."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", help="Of weights, data order, anchors.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the target's own Python code run.")
+    ] = False,
+    no_eval: Annotated[bool, typer.Option("--no-eval", help="Do not measure at the end.")] = False,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = 0,
+) -> None:
+    """Train a drafter for a target, then measure it on held-out text."""
+    set_up_logging(quiet=quiet, verbose=verbose)
+    flags = {
+        "target.name": target,
+        "target.revision": target_revision,
+        "target.device": target_device,
+        "target.trust_remote_code": trust_remote_code or None,
+        "data.paths": tuple(data) if data else None,
+        "train.num_steps": steps,
+        "out": out,
+        "device": device,
+        "seed": seed,
+    }
+    settings = _settings(strategy, config, flags, set_ or [], resume=resume)
+    run = _train(settings, resume=resume, quiet=quiet)
+    report = None if no_eval else _evaluate(run, settings, quiet=quiet)
+    if json:
+        result = report.to_json() if report is not None else {"schema": 1, "strategy": settings.strategy.name}
+        return print_json({**result, "run": str(run.path), "step": run.step})
+    if report is not None:
+        from deepspec.cli.report import result_table
+
+        stdout().print(result_table(report))
+    return stdout().print(f"run folder  {run.path}", markup=False, soft_wrap=True)
+
+
+def _settings(
+    strategy: str | None, file: str | None, flags: dict[str, Any], sets: list[str], *, resume: bool
+) -> RunConfig:
+    """The configuration; ``--resume --out RUN`` alone takes the run's own."""
+    from pathlib import Path
+
+    from deepspec.errors import ConfigError
+    from deepspec.layers import resolve
+
+    if resume:
+        if flags["out"] is None:
+            raise ConfigError(
+                "--resume needs --out FOLDER, the run to go on with (`deepspec runs` lists them)"
+            )
+        saved = Path(flags["out"]) / "config.json"
+        if file is None and strategy is None:
+            if not saved.is_file():
+                raise ConfigError(f"--resume: {flags['out']} holds no run (there is no config.json in it)")
+            file = str(saved)
+    settings = resolve(strategy, file=file, flags=flags, sets=sets).config()
+    settings.strategy.check()
+    return settings
+
+
+def _train(settings: RunConfig, *, resume: bool, quiet: bool) -> Run:
+    from contextlib import nullcontext
+
+    import deepspec
+    from deepspec.cli.progress import TrainingProgress
+
+    progress = None if quiet else TrainingProgress(stderr(), every=settings.train.log_every)
+    with progress or nullcontext():
+        return deepspec.train(
+            settings.strategy,
+            config=settings,
+            out=settings.out,
+            resume=resume,
+            observers=[progress] if progress is not None else [],
+        )
+
+
+def _evaluate(run: Run, settings: RunConfig, *, quiet: bool) -> Any:
+    import deepspec
+
+    if not quiet:
+        stderr().print(f"measuring on {', '.join(settings.eval.tasks)}", markup=False)
+    return deepspec.evaluate(run, config=settings.eval)

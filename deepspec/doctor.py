@@ -1,0 +1,114 @@
+"""What a bug report needs to know: versions, devices, kernel backend, plugins, cache folder."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from deepspec.errors import DeepSpecError
+from deepspec.paths import cache_root
+from deepspec.plugins import BLOCK_VARIABLE, create_plugin_manager, describe_plugins
+
+_PACKAGES = (
+    "deepspec",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "datasets",
+    "triton",
+    "numpy",
+    "pydantic",
+    "pluggy",
+    "typer",
+    "rich",
+)
+_VARIABLES = (
+    "DEEPSPEC_HOME",
+    BLOCK_VARIABLE,
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The state of the installation; ``problems`` is empty when all is well."""
+
+    versions: dict[str, str | None]
+    python: str
+    platform: str
+    cpu_threads: int
+    devices: list[dict[str, Any]]
+    kernel_backend: dict[str, str]
+    plugins: list[dict[str, Any]]
+    cache: str
+    environment: dict[str, str]
+    problems: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return asdict(self)
+
+
+def diagnose() -> Diagnosis:
+    """Look at this machine; a plugin that fails is reported under ``problems`` instead of raised."""
+    import torch
+
+    from deepspec.kernels import backend_for
+
+    problems = []
+    plugins: list[dict[str, Any]] = []
+    try:
+        plugins = describe_plugins(create_plugin_manager())
+    except DeepSpecError as error:
+        problems.append(str(error))
+    devices = _devices()
+    cache = cache_root()
+    if not _writable(cache):
+        problems.append(f"cache folder {cache} cannot be written; set DEEPSPEC_HOME to one that can")
+    return Diagnosis(
+        versions={name: _version(name) for name in _PACKAGES},
+        python=sys.version.split()[0],
+        platform=platform.platform(),
+        cpu_threads=torch.get_num_threads(),
+        devices=devices,
+        kernel_backend={row["name"]: backend_for(torch.device(row["name"])).name for row in devices},
+        plugins=plugins,
+        cache=str(cache),
+        environment={name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        problems=problems,
+    )
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _devices() -> list[dict[str, Any]]:
+    import torch
+
+    found: list[dict[str, Any]] = [{"name": "cpu", "model": platform.processor() or platform.machine()}]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        memory = round(properties.total_memory / 2**30, 1)
+        found.append({"name": f"cuda:{index}", "model": properties.name, "memory_gib": memory})
+    if torch.backends.mps.is_available():
+        found.append({"name": "mps", "model": "Apple GPU"})
+    return found
+
+
+def _writable(folder: os.PathLike[str]) -> bool:
+    from pathlib import Path
+
+    existing = next(parent for parent in (Path(folder), *Path(folder).absolute().parents) if parent.exists())
+    return os.access(existing, os.W_OK)

@@ -1,0 +1,106 @@
+"""Text in, text out: streams what a run's drafter and target decode together.
+
+Tokens become text as soon as they are whole characters: a UTF-8 character that spans tokens waits for its
+last byte. For many prompts at once, drive :class:`deepspec.engine.Engine` directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepspec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from deepspec.engine import SamplingParams, TokenEvent
+    from deepspec.runs import Run
+
+#: What a decoder puts in the place of bytes that are no character (yet).
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class TextStream:
+    """Turns tokens into text piece by piece; the pieces joined are the whole text.
+
+    Decoding starts a few tokens back, because some tokenizers write a token differently at the start of a
+    text than inside it.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []
+        self._context = 0  # where decoding starts
+        self._told = 0  # tokens whose text has been given
+
+    def push(self, token: int) -> str:
+        """The text that became certain with ``token``; empty in the middle of a character."""
+        self._tokens.append(token)
+        piece = self._pending()
+        if not piece or piece.endswith(_REPLACEMENT):
+            return ""
+        self._context, self._told = self._told, len(self._tokens)
+        return piece
+
+    def finish(self) -> str:
+        """What is left at the end: bytes that never became a character, as replacement characters."""
+        piece = self._pending()
+        self._context = self._told = len(self._tokens)
+        return piece
+
+    def _pending(self) -> str:
+        told = self._decode(self._tokens[self._context : self._told])
+        return self._decode(self._tokens[self._context :])[len(told) :]
+
+    def _decode(self, tokens: list[int]) -> str:
+        if not tokens:
+            return ""
+        text: str = self._tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+
+def generate(
+    run: Run | str | Path,
+    prompt: str,
+    *,
+    params: SamplingParams | None = None,
+    plain: bool = False,
+    device: str | None = None,
+) -> Iterator[str]:
+    """Yield pieces of the continuation of ``prompt`` as they are decoded.
+
+    Args:
+        run: a loaded run, a run folder, or ``demo``.
+        prompt: text, taken as it is (no chat template).
+        params: sampling; temperature 1 and 128 tokens when None.
+        plain: decode with the target alone.
+        device: where to load ``run`` when it is a folder.
+
+    Raises:
+        ConfigError: an empty prompt. CheckpointError, TargetError: a run that cannot be loaded.
+    """
+    from deepspec.runs import load
+
+    loaded = load(run, device=device) if isinstance(run, str | Path) else run
+    stream = TextStream(loaded.target.tokenizer)
+    for event in token_events(loaded, prompt, params=params, plain=plain):
+        for token in event.tokens:
+            if piece := stream.push(token):
+                yield piece
+    if rest := stream.finish():
+        yield rest
+
+
+def token_events(
+    run: Run, prompt: str, *, params: SamplingParams | None = None, plain: bool = False
+) -> Iterator[TokenEvent]:
+    """The engine's events for one prompt; raises ConfigError when the prompt has no tokens."""
+    from deepspec.engine import Engine, SamplingParams
+
+    tokens = run.target.tokenizer(prompt)["input_ids"]
+    if not tokens:
+        raise ConfigError("the prompt is empty; give some text to continue")
+    engine = Engine(run.target, None if plain else run.parts, max_batch=1)
+    return engine.stream([tokens], params or SamplingParams())

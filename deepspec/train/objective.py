@@ -1,0 +1,277 @@
+"""The training objective: head and loss in chunks of slots, gradients computed chunk by chunk.
+
+Hidden states, latents and confidences are detached; every chunk computes its logits, grades them and
+propagates to these leaves, and one backward pass then runs through head and drafter. So no ``[N*G, V]``
+tensor lives when the vocabulary is large, at the arithmetic cost of the plain formula, whose gradients
+these equal. Losses are sum(w * loss) / sum(w) over a whole optimiser step, w = exp(-(k-1)/decay).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from deepspec.interfaces import HeadStep, Readout
+from deepspec.train.terms import GradedRows, ObjectiveTerm
+from deepspec.types import AnchorBlocks, Features
+
+#: Elements of one chunk's logits, by device type: what a cache holds, or what fills a GPU.
+_CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
+_MIN_CHUNK_ROWS = 32
+
+
+def chunk_rows(vocab_size: int, device: torch.device) -> int:
+    """How many slots are graded at once, from the size of the draft vocabulary."""
+    return max(_MIN_CHUNK_ROWS, _CHUNK_ELEMENTS.get(device.type, 2**24) // vocab_size)
+
+
+@dataclass(frozen=True)
+class OutputWeights:
+    """How hidden states and latents become draft logits: softcap(h W_lm^T) + latent W_out^T."""
+
+    readout: Readout
+    latent: Tensor | None
+
+    def logits(self, hidden: Tensor, latent: Tensor | None) -> Tensor:
+        """Logits ``[M, Vd]`` in float32 at least."""
+        weight = self.readout.weight
+        logits = linear(_matched(hidden, weight), weight)
+        if self.readout.softcap is not None:
+            logits = self.readout.softcap * torch.tanh(logits / self.readout.softcap)
+        if latent is not None and self.latent is not None:
+            logits = torch.addmm(_matched(logits, self.latent), _matched(latent, self.latent), self.latent.T)
+        return _at_least_float32(logits)
+
+    def as_leaves(self) -> OutputWeights:
+        """The same weights detached, those that are trained collecting gradients of their own."""
+        readout = self.readout
+        weight = readout.weight.detach().requires_grad_(readout.trained)
+        latent = (
+            None if self.latent is None else self.latent.detach().requires_grad_(self.latent.requires_grad)
+        )
+        return OutputWeights(Readout(weight, readout.softcap, readout.target_ids, readout.trained), latent)
+
+
+@dataclass(frozen=True)
+class Graded:
+    """Sums over the blocks that were graded; sums of several batches add.
+
+    Attributes:
+        term_sums: ``[terms]``, sum of w * loss of each term.
+        survival: ``[G]``, sum over blocks of prod_{i<=k} (1 - TV_i); zeros when not measured.
+        blocks: ``[G]``, how many blocks have a label at k.
+    """
+
+    term_sums: Tensor
+    survival: Tensor
+    blocks: Tensor
+
+    def __add__(self, other: Graded) -> Graded:
+        return Graded(
+            self.term_sums + other.term_sums, self.survival + other.survival, self.blocks + other.blocks
+        )
+
+    def expected_accepted_length(self) -> float:
+        """1 + sum over k of the mean survival (bonus included); each k averages the blocks that reach it."""
+        return 1.0 + float((self.survival / self.blocks.clamp(min=1)).sum())
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """M training slots with a label, flattened over blocks and positions."""
+
+    hidden: Tensor
+    latent: Tensor | None
+    confidence: Tensor | None
+    labels: Tensor
+    weights: Tensor
+    target_hidden: Tensor
+
+    def chunk(self, start: int, stop: int) -> _Slots:
+        """Some of the slots; what is differentiable becomes a leaf."""
+        leaves = (self.hidden, self.latent, self.confidence)
+        cut = [None if x is None else x[start:stop].detach().requires_grad_() for x in leaves]
+        rest = (x[start:stop] for x in (self.labels, self.weights, self.target_hidden))
+        return _Slots(cut[0], cut[1], cut[2], *rest)  # type: ignore[arg-type]
+
+
+class BlockObjective:
+    """Weighted terms over training blocks of one draft model.
+
+    Args:
+        terms: each term with its weight.
+        position_decay: in draft positions, None for equal weights.
+        target_logits: the target's LM head, ``[M, D]`` to ``[M, V]``.
+        rows: chunk size, None to choose it by vocabulary and device.
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[tuple[ObjectiveTerm, float]],
+        position_decay: float | None,
+        *,
+        target_logits: Callable[[Tensor], Tensor],
+        rows: int | None = None,
+    ) -> None:
+        self.terms = tuple(terms)
+        self.position_decay = position_decay
+        self.target_logits = target_logits
+        self.rows = rows
+
+    def position_weights(self, draft_length: int) -> list[float]:
+        """w of each position: exp(-(k-1)/decay)."""
+        decay = math.inf if self.position_decay is None else self.position_decay
+        return [math.exp(-k / decay) for k in range(draft_length)]
+
+    def total_weight(self, valid: Tensor) -> float:
+        """The normaliser sum(w) over all blocks ``valid [N, G]`` of an optimiser step, known beforehand."""
+        counts = valid.sum(dim=0).tolist()
+        return math.fsum(
+            w * count for w, count in zip(self.position_weights(len(counts)), counts, strict=True)
+        )
+
+    def learn(
+        self,
+        hidden: Tensor,
+        step: HeadStep,
+        weights: OutputWeights,
+        *,
+        features: Features,
+        anchors: AnchorBlocks,
+        total_weight: float,
+        measure: bool = True,
+    ) -> Graded:
+        """Add the loss's gradient to each parameter behind ``hidden [N, G, H]``, ``step`` and ``weights``."""
+        slots, kept = self._slots(hidden, step, weights, features, anchors)
+        leaves = weights.as_leaves()
+        gradients: list[list[Tensor]] = [[], [], []]
+        results = []
+        scales = slots.weights.new_tensor([weight / total_weight for _, weight in self.terms])
+        for chunk in self._chunks(slots, leaves):
+            sums, acceptance = self._grade_chunk(chunk, leaves, measure)
+            torch.autograd.backward([sums @ scales])
+            results.append((sums.detach(), acceptance))
+            for collected, leaf in zip(
+                gradients, (chunk.hidden, chunk.latent, chunk.confidence), strict=True
+            ):
+                if leaf is not None and leaf.grad is not None:
+                    collected.append(leaf.grad)
+        outputs = [slots.hidden, slots.latent, slots.confidence, weights.readout.weight, weights.latent]
+        joined = [torch.cat(parts) if parts else None for parts in gradients]
+        _backward(
+            outputs,
+            [*joined, leaves.readout.weight.grad, None if leaves.latent is None else leaves.latent.grad],
+        )
+        return self._sum(results, kept, anchors.valid)
+
+    @torch.no_grad()
+    def measure(
+        self,
+        hidden: Tensor,
+        step: HeadStep,
+        weights: OutputWeights,
+        *,
+        features: Features,
+        anchors: AnchorBlocks,
+    ) -> Graded:
+        """The same sums without gradients."""
+        slots, kept = self._slots(hidden, step, weights, features, anchors)
+        results = [self._grade_chunk(chunk, weights, True) for chunk in self._chunks(slots, weights)]
+        return self._sum(results, kept, anchors.valid)
+
+    def _slots(
+        self,
+        hidden: Tensor,
+        step: HeadStep,
+        weights: OutputWeights,
+        features: Features,
+        anchors: AnchorBlocks,
+    ) -> tuple[_Slots, Tensor]:
+        """The slots that have a label, and their indices in ``[N*G]``."""
+        length = anchors.valid.shape[1]
+        kept = anchors.valid.flatten().nonzero()[:, 0]
+        blocks, offsets = kept // length, kept % length
+        labels = anchors.labels.flatten()[kept]
+        ids = weights.readout.target_ids
+        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        position_weights = torch.tensor(self.position_weights(length), dtype=dtype, device=hidden.device)
+        return _Slots(
+            hidden=hidden.flatten(0, 1)[kept],
+            latent=None if step.latent is None else step.latent.flatten(0, 1)[kept],
+            confidence=None if step.confidence is None else step.confidence.flatten()[kept],
+            labels=labels if ids is None else _draft_rows(labels, ids),
+            weights=position_weights[offsets],
+            # The target's state at an anchor's column + k scores the label of position k (0-based).
+            target_hidden=features.last_hidden[anchors.rows[blocks], anchors.columns[blocks] + offsets],
+        ), kept
+
+    def _chunks(self, slots: _Slots, weights: OutputWeights) -> list[_Slots]:
+        size = self.rows or chunk_rows(len(weights.readout.weight), slots.hidden.device)
+        count = len(slots.labels)
+        return [slots.chunk(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def _grade_chunk(self, slots: _Slots, weights: OutputWeights, measure: bool) -> tuple[Tensor, Tensor]:
+        """Sums ``[terms]`` of w * loss, and acceptance ``[m]`` (zeros when nothing asks for it)."""
+        read = measure or any(term.reads_target for term, _ in self.terms)
+        rows = GradedRows(
+            logits=weights.logits(slots.hidden, slots.latent),
+            labels=slots.labels,
+            confidence=None if slots.confidence is None else _at_least_float32(slots.confidence),
+            target=self._target_probabilities(slots.target_hidden, weights.readout) if read else None,
+        )
+        sums = torch.stack([(term.loss(rows) * slots.weights).sum() for term, _ in self.terms])
+        with torch.no_grad():
+            acceptance = rows.acceptance if measure else torch.zeros_like(slots.weights)
+        return sums, acceptance
+
+    @torch.no_grad()
+    def _target_probabilities(self, target_hidden: Tensor, readout: Readout) -> tuple[Tensor, Tensor]:
+        probabilities = _at_least_float32(self.target_logits(target_hidden)).softmax(dim=-1)
+        if readout.target_ids is None:
+            return probabilities, probabilities.new_zeros(len(probabilities))
+        inside = probabilities[:, readout.target_ids]
+        return inside, (1 - inside.sum(dim=-1)).clamp(min=0)
+
+    def _sum(self, results: list[tuple[Tensor, Tensor]], kept: Tensor, valid: Tensor) -> Graded:
+        dtype = results[0][0].dtype if results else torch.float32
+        sums = torch.zeros(len(self.terms), dtype=dtype, device=valid.device)
+        acceptance = torch.zeros(valid.numel(), dtype=dtype, device=valid.device)
+        for chunk_sums, _ in results:
+            sums = sums + chunk_sums
+        if results:
+            acceptance[kept] = torch.cat([chunk for _, chunk in results]).to(dtype)
+        survival = acceptance.view(valid.shape).cumprod(dim=1)
+        return Graded(sums, survival.sum(dim=0), valid.sum(dim=0))
+
+
+def _backward(outputs: list[Tensor | None], gradients: list[Tensor | None]) -> None:
+    """One pass through everything behind ``outputs``."""
+    pairs = [
+        (output, gradient)
+        for output, gradient in zip(outputs, gradients, strict=True)
+        if output is not None and gradient is not None and output.requires_grad
+    ]
+    if pairs:
+        torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
+
+
+def _draft_rows(labels: Tensor, target_ids: Tensor) -> Tensor:
+    """Rows of the draft vocabulary that hold ``labels [M]``, -1 where none does."""
+    order = target_ids.argsort()
+    places = torch.searchsorted(target_ids[order], labels).clamp(max=len(target_ids) - 1)
+    rows = order[places]
+    return torch.where(target_ids[rows] == labels, rows, -1)
+
+
+def _matched(value: Tensor, weight: Tensor) -> Tensor:
+    """``value`` in the weight's type, unless autocast chooses the type of the product itself."""
+    return value if torch.is_autocast_enabled(value.device.type) else value.to(weight.dtype)
+
+
+def _at_least_float32(value: Tensor) -> Tensor:
+    return value if value.dtype == torch.float64 else value.float()

@@ -1,0 +1,121 @@
+"""What drafted distributions are graded by: the loss terms of an objective, each a small named part.
+
+A term sees the draft and target distributions at M training slots and returns one loss for each. Slots
+are weighted and averaged by :mod:`deepspec.train.objective`. Terms here are those of DSpark (2607.05147).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from deepspec.interfaces import Part
+
+
+class GradedRows:
+    """Draft and target at M slots; what no term asks for is not computed.
+
+    Attributes:
+        logits: ``[M, Vd]`` of the drafter, float32 or float64, differentiable.
+        labels: int64 ``[M]``, the draft vocabulary's row of the true token, -1 when it has none.
+        confidence: ``[M]`` logits, differentiable, or None when the head gives none.
+    """
+
+    def __init__(
+        self, logits: Tensor, labels: Tensor, confidence: Tensor | None, target: tuple[Tensor, Tensor] | None
+    ) -> None:
+        self.logits = logits
+        self.labels = labels
+        self.confidence = confidence
+        self._target = target
+
+    @cached_property
+    def log_draft(self) -> Tensor:
+        """Log-probabilities ``[M, Vd]`` of the drafter."""
+        return self.logits.log_softmax(dim=-1)
+
+    @cached_property
+    def draft(self) -> Tensor:
+        """Probabilities ``[M, Vd]`` of the drafter."""
+        return self.log_draft.exp()
+
+    @property
+    def target(self) -> Tensor:
+        """The target's probabilities ``[M, Vd]`` of the same tokens, detached."""
+        return self._pair()[0]
+
+    @property
+    def target_outside(self) -> Tensor:
+        """``[M]``, the target's mass on tokens that the draft vocabulary lacks, detached."""
+        return self._pair()[1]
+
+    @cached_property
+    def distance(self) -> Tensor:
+        """L1 distance ``[M]`` over all V tokens, in [0, 2]: twice the total variation."""
+        return (self.draft - self.target).abs().sum(dim=-1) + self.target_outside
+
+    @cached_property
+    def acceptance(self) -> Tensor:
+        """``[M]``, the chance that the token rule accepts a drafted token here, 1 - TV, detached."""
+        return (1 - self.distance.detach() / 2).clamp(0, 1)
+
+    def _pair(self) -> tuple[Tensor, Tensor]:
+        if self._target is None:
+            raise RuntimeError("an objective term reads the target without declaring reads_target")
+        return self._target
+
+
+class ObjectiveTerm(Part, ABC):
+    """One term of an objective; its weight comes from the strategy."""
+
+    kind = "objective"
+    #: Whether the term reads the target's distribution, and the head's confidence.
+    reads_target: ClassVar[bool] = True
+    reads_confidence: ClassVar[bool] = False
+
+    @abstractmethod
+    def loss(self, rows: GradedRows) -> Tensor:
+        """The loss ``[M]`` of each slot."""
+
+
+class CrossEntropy(ObjectiveTerm):
+    """-log q(label); 0 where the draft vocabulary lacks the label."""
+
+    name = "ce"
+    reads_target = False
+
+    def loss(self, rows: GradedRows) -> Tensor:
+        known = rows.labels >= 0
+        picked = rows.log_draft.gather(1, rows.labels.clamp(min=0)[:, None])[:, 0]
+        return torch.where(known, -picked, 0.0)
+
+
+class L1Distance(ObjectiveTerm):
+    """sum over tokens of |q - p|."""
+
+    name = "l1"
+
+    def loss(self, rows: GradedRows) -> Tensor:
+        return rows.distance
+
+
+class ConfidenceEntropy(ObjectiveTerm):
+    """Binary cross-entropy of the confidence against the analytic acceptance 1 - L1 / 2, detached."""
+
+    name = "confidence"
+    reads_confidence = True
+
+    def loss(self, rows: GradedRows) -> Tensor:
+        if rows.confidence is None:
+            raise RuntimeError("the confidence term needs a head with a linear confidence")
+        return binary_cross_entropy_with_logits(rows.confidence, rows.acceptance, reduction="none")
+
+
+BUILT_IN_TERMS: dict[str, type[ObjectiveTerm]] = {
+    term.name: term for term in (CrossEntropy, L1Distance, ConfidenceEntropy)
+}

@@ -1,4 +1,4 @@
-"""Text to training batches: read examples, render chats, tokenise, split, pack; and the embedded default text."""
+"""Text to training batches: read examples, render chats, tokenise, split, pack; and the default text."""
 
 from deepspec.data.batches import BatchSampler, batches
 from deepspec.data.chat import encode_chat, encode_prompt

@@ -94,7 +94,7 @@ def batches(
 
 
 def pack(lengths: Tensor, capacity: int) -> list[tuple[int, ...]]:
-    """Group pieces into rows of at most ``capacity`` tokens: longest first, each into the fullest row it fits."""
+    """Group pieces into rows of at most ``capacity`` tokens: longest first, each where it fits best."""
     rows: list[list[int]] = []
     free: list[tuple[int, int]] = []  # (room left, row), sorted
     sizes = lengths.tolist()

@@ -57,7 +57,9 @@ def marks_assistant(tokenizer: PreTrainedTokenizerBase) -> bool:
 def marked_tokens(example: ChatExample, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
     """Tokens and supervised mask of a conversation under a template that marks the assistant's tokens."""
     conversation = [message.as_dict() for message in example.messages]
-    encoded = _apply(tokenizer, conversation, example.source, return_dict=True, return_assistant_tokens_mask=True)
+    encoded = _apply(
+        tokenizer, conversation, example.source, return_dict=True, return_assistant_tokens_mask=True
+    )
     return list(encoded["input_ids"]), [bool(flag) for flag in encoded["assistant_masks"]]
 
 
@@ -73,8 +75,9 @@ def render_chat(example: ChatExample, tokenizer: PreTrainedTokenizerBase) -> lis
         after = render(example.messages[: index + 1], tokenizer, example.source)
         if not after.startswith(before):
             raise DataError(
-                f"{example.source}: message {index + 1}: the chat template does not continue its own generation "
-                'prompt, so the assistant\'s tokens cannot be told apart; give {"prompt", "response"} instead'
+                f"{example.source}: message {index + 1}: the chat template does not continue its own "
+                "generation prompt, so the assistant's tokens cannot be told apart; "
+                'give {"prompt", "response"} instead'
             )
         if spans and not before.startswith(text):
             documents.append(Rendered(example.source, text, spans, is_templated=True))
@@ -92,7 +95,11 @@ def _turn_end(text: str, start: int, content: str) -> int:
 
 
 def render(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, source: str, *, add_generation_prompt: bool = False
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    *,
+    add_generation_prompt: bool = False,
 ) -> str:
     """The chat template's text; raises DataError with the template's own complaint."""
     require_template(tokenizer, source)

@@ -48,7 +48,7 @@ class TokenizedCorpus:
 
     @property
     def num_documents(self) -> int:
-        return len(self.documents.unique())
+        return len(set(self.documents.tolist()))
 
     @property
     def num_tokens(self) -> int:
@@ -105,20 +105,23 @@ def tokenize(
     if not tokens:
         where = f" ({examples[0].source} and on)" if examples else ""
         raise DataError(
-            f"no token is supervised in {len(examples)} examples{where}; give texts or responses of several tokens"
+            f"no token is supervised in {len(examples)} examples{where}; "
+            "give texts or responses of several tokens"
         )
     ends = torch.tensor([len(piece) for piece in tokens]).cumsum(0)
     return TokenizedCorpus(torch.cat(tokens), torch.cat(supervised), ends, torch.tensor(owners))
 
 
-def split_held_out(corpus: TokenizedCorpus, fraction: float, seed: int) -> tuple[TokenizedCorpus, TokenizedCorpus]:
+def split_held_out(
+    corpus: TokenizedCorpus, fraction: float, seed: int
+) -> tuple[TokenizedCorpus, TokenizedCorpus]:
     """(training, held-out), about ``fraction`` of the documents held out, at least one of at least two.
 
     Raises DataError when there is only one document and a part should be held out.
     """
     if fraction <= 0:
         return corpus, corpus.select(torch.arange(0))
-    documents = corpus.documents.unique()
+    documents = torch.tensor(sorted(set(corpus.documents.tolist())))
     if len(documents) < 2:
         raise DataError(
             "one document cannot be split into training and held-out text; "
@@ -131,32 +134,42 @@ def split_held_out(corpus: TokenizedCorpus, fraction: float, seed: int) -> tuple
     return corpus.select(pieces[~is_held_out]), corpus.select(pieces[is_held_out])
 
 
-def _check_mask_token(document: _Document, tokenizer: PreTrainedTokenizerBase, mask_token_id: int | None) -> None:
+def _check_mask_token(
+    document: _Document, tokenizer: PreTrainedTokenizerBase, mask_token_id: int | None
+) -> None:
     if mask_token_id is not None and bool((document.tokens == mask_token_id).any()):
         token = tokenizer.convert_ids_to_tokens(mask_token_id)
         raise DataError(
-            f"{document.source}: the text uses the mask token {token!r} (id {mask_token_id}), which is reserved "
-            "for drafting; remove it from the text"
+            f"{document.source}: the text uses the mask token {token!r} (id {mask_token_id}), "
+            "which is reserved for drafting; remove it from the text"
         )
 
 
 def _documents(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[_Document]:
     for start in range(0, len(examples), _CHUNK):
-        for is_chat, group in groupby(examples[start : start + _CHUNK], key=lambda e: isinstance(e, ChatExample)):
+        for is_chat, group in groupby(
+            examples[start : start + _CHUNK], key=lambda e: isinstance(e, ChatExample)
+        ):
             if is_chat:
                 yield from _chat_documents([e for e in group if isinstance(e, ChatExample)], tokenizer)
             else:
                 yield from _encode([_render(e) for e in group if not isinstance(e, ChatExample)], tokenizer)
 
 
-def _chat_documents(examples: Sequence[ChatExample], tokenizer: PreTrainedTokenizerBase) -> Iterator[_Document]:
+def _chat_documents(
+    examples: Sequence[ChatExample], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[_Document]:
     chat.require_template(tokenizer, examples[0].source)
     if not chat.marks_assistant(tokenizer):
-        yield from _encode([doc for example in examples for doc in chat.render_chat(example, tokenizer)], tokenizer)
+        yield from _encode(
+            [doc for example in examples for doc in chat.render_chat(example, tokenizer)], tokenizer
+        )
         return
     for example in examples:
         ids, mask = chat.marked_tokens(example, tokenizer)
-        yield _Document(example.source, torch.tensor(ids, dtype=torch.int32), torch.tensor(mask, dtype=torch.bool))
+        yield _Document(
+            example.source, torch.tensor(ids, dtype=torch.int32), torch.tensor(mask, dtype=torch.bool)
+        )
 
 
 def _render(example: Example) -> chat.Rendered:
@@ -173,8 +186,8 @@ def _encode(rendered: Sequence[chat.Rendered], tokenizer: PreTrainedTokenizerBas
     is_partial = any(item.spans != ((0, len(item.text)),) for item in rendered)
     if is_partial and not tokenizer.is_fast:
         raise DataError(
-            f"{rendered[0].source}: {type(tokenizer).__name__} does not say which characters a token stands for; "
-            'use a tokenizer with a tokenizer.json, or give {"text"} only'
+            f"{rendered[0].source}: {type(tokenizer).__name__} does not say which characters a token "
+            'stands for; use a tokenizer with a tokenizer.json, or give {"text"} only'
         )
     is_templated = rendered[0].is_templated
     encoded = tokenizer(
@@ -193,7 +206,9 @@ def _encode(rendered: Sequence[chat.Rendered], tokenizer: PreTrainedTokenizerBas
             mask = [True] * len(ids)
         if not is_templated:
             ids, mask = _closed(ids, mask, encoded["special_tokens_mask"][index], tokenizer.eos_token_id)
-        yield _Document(item.source, torch.tensor(ids, dtype=torch.int32), torch.tensor(mask, dtype=torch.bool))
+        yield _Document(
+            item.source, torch.tensor(ids, dtype=torch.int32), torch.tensor(mask, dtype=torch.bool)
+        )
 
 
 def _inside(end: int, spans: Sequence[tuple[int, int]]) -> bool:

@@ -51,7 +51,7 @@ def default_examples(special_tokens: list[str], *, byte_limit: int = DEFAULT_BYT
             examples.append(TextExample(file.name, text))
     if not examples:
         raise DataError(
-            f"no sources of the packages {', '.join(HELD_OUT_PACKAGES)} are installed, so there is no default "
-            "text; give --data FILE.jsonl"
+            f"no sources of the packages {', '.join(HELD_OUT_PACKAGES)} are installed, so there is no "
+            "default text; give --data FILE.jsonl"
         )
     return examples

@@ -62,7 +62,9 @@ Example = TextExample | ResponseExample | ChatExample
 def read_examples(paths: str | Path | Sequence[str | Path]) -> list[Example]:
     """All examples of files, folders and globs, in the order given, a folder's files by name."""
     return [
-        parse_example(record, source) for file in example_files(paths) for source, record in read_records(file)
+        parse_example(record, source)
+        for file in example_files(paths)
+        for source, record in read_records(file)
     ]
 
 
@@ -176,7 +178,13 @@ def text_field(record: dict[str, object], key: str, source: str, *, may_be_empty
 
 
 def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "missing or null"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "text",
+        bool: "true or false",
+        type(None): "missing or null",
+    }
     if value == []:
         return "an empty list"
     return names.get(type(value), "a number")

@@ -237,6 +237,8 @@ class LengthPolicy(Part, ABC):
     """How much to draft, and how much to verify?"""
 
     kind = "policy"
+    #: Whether ``lengths`` reads ``survival``; when not, confidences are not computed.
+    needs_confidence: ClassVar[bool] = True
 
     def __init__(self, config: PartConfig, context: BuildContext) -> None:
         self.config = config

@@ -1,0 +1,89 @@
+"""The drafting half of a round: drive drafter and head position by position; the core alone samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from deepspec.interfaces import Readout
+from deepspec.sampling import Drawn, draw_draft
+from deepspec.types import Anchors, Draft, Sampling
+
+if TYPE_CHECKING:
+    from deepspec.strategy import Parts
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """A draft, and each position's confidence logit ``[R, G]`` (None when the head gives none)."""
+
+    draft: Draft
+    confidence: Tensor | None
+
+
+def run_draft(parts: Parts, anchors: Anchors, sampling: Sampling, noise: Tensor) -> Drafted:
+    """Draft ``anchors.num_draft`` tokens for R requests with uniforms ``[R, G, 2]``."""
+    drafter, head = parts.drafter, parts.head
+    readout = drafter.readout()
+    state = drafter.begin(anchors)
+    whole = drafter.parallel_hidden(state)
+    first = drafter.step(state, 0, anchors.tokens)
+    memory = head.begin(first)
+    base = None if whole is None else readout_logits(whole[:, : anchors.num_draft], readout)
+    previous, hidden = anchors.tokens, first
+    columns: list[_Column] = []
+    for k in range(anchors.num_draft):
+        if k > 0:
+            hidden = drafter.step(state, k, previous)
+        step, memory = head.step(previous, hidden, memory)
+        logits = readout_logits(hidden, readout) if base is None else base[:, k]
+        if step.latent is not None:
+            logits = logits + linear(step.latent, head.output_weight)
+        drawn = draw_draft(logits, sampling, noise[:, k])
+        previous = drawn.tokens if readout.target_ids is None else readout.target_ids[drawn.tokens]
+        columns.append(_Column(previous, logits, drawn, _confidence(head.confidence, step.confidence, drawn)))
+    return _collect(columns, readout, drafter.context.target.vocab_size)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """What one draft position left behind."""
+
+    tokens: Tensor
+    logits: Tensor
+    drawn: Drawn
+    confidence: Tensor | None
+
+
+def readout_logits(hidden: Tensor, readout: Readout) -> Tensor:
+    """softcap(h @ weight.T): ``[..., H]`` to ``[..., Vd]``."""
+    logits = linear(hidden, readout.weight.to(hidden.dtype))
+    return logits if readout.softcap is None else readout.softcap * torch.tanh(logits / readout.softcap)
+
+
+def _confidence(source: str, trained: Tensor | None, drawn: Drawn) -> Tensor | None:
+    if source == "row_max":
+        return drawn.row_max.logit(eps=1e-6)
+    return trained
+
+
+def _collect(columns: list[_Column], readout: Readout, vocab_size: int) -> Drafted:
+    def stack(pick: Any) -> Tensor:
+        return torch.stack([pick(column) for column in columns], dim=1)
+
+    logits = stack(lambda c: c.logits)
+    if readout.target_ids is not None:
+        full = logits.new_full((*logits.shape[:2], vocab_size), float("-inf"))
+        logits = full.index_copy_(2, readout.target_ids, logits)
+    draft = Draft(
+        tokens=stack(lambda c: c.tokens),
+        logits=logits,
+        log_sum_exp=stack(lambda c: c.drawn.log_sum_exp),
+        log_q=stack(lambda c: c.drawn.log_q),
+    )
+    has_confidence = columns[0].confidence is not None
+    return Drafted(draft, stack(lambda c: c.confidence) if has_confidence else None)

@@ -1,0 +1,236 @@
+"""One engine step on device: draft, choose lengths, one packed target forward, verify, extend the drafter.
+
+The host learns the verdict in one copy (``to_host``); rows, spans and noise it knows beforehand. On a CPU
+verify rows are packed to the chosen lengths; on other devices every request gets 1 + G rows, so that
+nobody waits for the lengths.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deepspec.engine.draft import run_draft
+from deepspec.engine.noise import round_noise
+from deepspec.engine.queue import StepPlan
+from deepspec.engine.request import Request
+from deepspec.errors import ConfigError
+from deepspec.interfaces import RoundUniforms
+from deepspec.sampling import batch_sampling
+from deepspec.strategy import Parts
+from deepspec.target import KVSlots, Span, Target
+from deepspec.target.packed import span_rows
+from deepspec.types import Anchors, Draft, Extension, Features, Load, Sampling, TargetRows, Verdict
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What the host learns of a step.
+
+    Attributes:
+        requests: those with a verdict: the decoding ones, then those whose prompt ended, in plan order.
+        accepted, bonus, verified: R numbers each. drafts: R rows of G tokens. num_draft: G.
+        spans: what went through the target, decoding requests first, then chunks.
+        features: target features of the spans' rows.
+        draft_ms, verify_ms: wall time up to the end of each half.
+    """
+
+    requests: tuple[Request, ...]
+    accepted: list[int]
+    bonus: list[int]
+    verified: list[int]
+    drafts: list[list[int]]
+    num_draft: int
+    spans: tuple[Span, ...]
+    features: Features
+    draft_ms: float
+    verify_ms: float
+
+
+@dataclass(frozen=True)
+class _Proposal:
+    """Drafts of the decoding requests: verify lengths on device, and how many rows each gets (host side)."""
+
+    draft: Draft
+    lengths: Tensor
+    anchors: Tensor
+    rows: list[int]
+    noise: RoundUniforms
+    sampling: Sampling
+
+
+class Loop:
+    """Drives one target and one set of parts over one set of KV slots."""
+
+    def __init__(self, target: Target, parts: Parts, cache: KVSlots) -> None:
+        self.target, self.parts, self.cache = target, parts, cache
+        self._layers = parts.drafter.target_layers
+        self._draft_device = parts.drafter.context.target.embedding.device
+        target.check_layers(self._layers)
+        if parts.policy.needs_confidence and parts.head.confidence == "none":
+            raise ConfigError(
+                f"policy {parts.policy.name!r} reads confidences and head {parts.head.name!r} gives none; "
+                "set head.confidence to linear or row_max"
+            )
+
+    def run(self, plan: StepPlan) -> StepOutcome:
+        """Draft, forward and verify; :meth:`extend` follows once the host has committed the outcome."""
+        started = time.perf_counter()
+        load = Load(num_requests=len(plan.decoding), prefill_tokens=sum(c.count for c in plan.chunks))
+        num_draft = self.parts.policy.draft_length(load) if plan.decoding else 0
+        proposal = self._propose(plan.decoding, num_draft, load) if plan.decoding else None
+        drafted = time.perf_counter()
+        spans, features, logits = self._forward(plan, proposal)
+        verdicts, lengths, drafts = [], [], []
+        if proposal is not None:
+            rows = [0, *np.cumsum([1 + n for n in proposal.rows]).tolist()]
+            target_rows = TargetRows(logits[: rows[-1]], self._ids(rows[:-1]), proposal.sampling)
+            verdicts.append(self.parts.verifier.verify(target_rows, proposal.draft, proposal.lengths, proposal.noise))
+            lengths.append(proposal.lengths)
+            drafts.append(proposal.draft.tokens)
+        closing = tuple(chunk.request for chunk in plan.chunks if chunk.is_last)
+        if closing:
+            verdict = self._close_prompts(closing, logits[len(logits) - len(closing) :])
+            verdicts.append(verdict)
+            lengths.append(torch.zeros_like(verdict.bonus))
+            drafts.append(verdict.bonus.new_zeros((len(closing), num_draft)))
+        table = to_host(verdicts, lengths, drafts)
+        verified = time.perf_counter()
+        return StepOutcome(
+            requests=plan.decoding + closing,
+            accepted=table[:, 0].tolist(),
+            bonus=table[:, 1].tolist(),
+            verified=table[:, 2].tolist(),
+            drafts=table[:, 3:].tolist(),
+            num_draft=num_draft,
+            spans=tuple(spans),
+            features=features,
+            draft_ms=1e3 * (drafted - started),
+            verify_ms=1e3 * (verified - drafted),
+        )
+
+    def extend(self, outcome: StepOutcome, requests: Sequence[Request], kept: Sequence[int]) -> None:
+        """Give the drafter the committed rows: the first ``kept[i]`` of span i, none where it is 0."""
+        if not any(kept):
+            return
+        entries = [(s, r, n) for s, r, n in zip(outcome.spans, requests, kept, strict=True) if n > 0]
+        slots, positions = span_rows([Span(s.slot, s.start, n) for s, _, n in entries])
+        offsets = np.cumsum([0] + [s.count for s in outcome.spans])
+        index = [np.arange(o, o + n) for o, n in zip(offsets, kept, strict=False) if n > 0]
+        tokens = [t for s, r, n in entries for t in r.tokens[s.start : s.start + n]]
+        following = [t for s, r, n in entries for t in r.tokens[s.start + 1 : s.start + n + 1]]
+        self.parts.drafter.extend(
+            Extension(
+                slots=self._ids([s.slot for s, _, _ in entries], draft=True),
+                counts=tuple(n for _, _, n in entries),
+                rows=self._ids(slots, draft=True),
+                positions=self._ids(positions, draft=True),
+                tokens=self._ids(tokens, draft=True),
+                next_tokens=self._ids(following, draft=True),
+                features=self._kept_features(outcome.features, np.concatenate(index)),
+            )
+        )
+
+    def _propose(self, decoding: Sequence[Request], num_draft: int, load: Load) -> _Proposal:
+        positions = [len(r.tokens) - 1 for r in decoding]
+        sampling = self._sampling(decoding)
+        noise, verdict_noise = round_noise(
+            [r.seed for r in decoding], positions, num_draft, self.parts.verifier.streams, self.target.device
+        )
+        anchors = self._ids([r.tokens[-1] for r in decoding])
+        lengths = torch.full_like(anchors, num_draft)
+        draft = _empty_draft(anchors, noise)
+        if num_draft > 0:
+            start = Anchors(
+                slots=self._ids([r.slot for r in decoding], draft=True),
+                tokens=anchors.to(self._draft_device),
+                positions=self._ids(positions, draft=True),
+                max_position=max(positions),
+                num_draft=num_draft,
+            )
+            drafted = run_draft(self.parts, start, _sampling_on(sampling, self._draft_device), noise.to(self._draft_device))
+            draft = _draft_on(drafted.draft, self.target.device)
+            if self.parts.policy.needs_confidence:
+                survival = self.parts.calibrator.conditional(drafted.confidence).cumprod(dim=1)
+                lengths = self.parts.policy.lengths(survival.to(self.target.device), lengths, load)
+        on_cpu = self.target.device.type == "cpu"
+        rows = lengths.tolist() if on_cpu else [num_draft] * len(decoding)
+        return _Proposal(draft, lengths, anchors, rows, verdict_noise, sampling)
+
+    def _forward(self, plan: StepPlan, proposal: _Proposal | None) -> tuple[list[Span], Features, Tensor]:
+        """One target forward; logits of the verify rows, then of each prompt's last token."""
+        spans, parts, wanted = [], [], []
+        if proposal is not None:
+            block = torch.cat([proposal.anchors[:, None], proposal.draft.tokens], dim=1)
+            width = block.shape[1]
+            spans += [Span(r.slot, len(r.tokens) - 1, 1 + n) for r, n in zip(plan.decoding, proposal.rows, strict=True)]
+            flat = block.flatten()
+            if any(1 + n < width for n in proposal.rows):
+                flat = flat[self._ids(np.concatenate([np.arange(i * width, i * width + 1 + n) for i, n in enumerate(proposal.rows)]))]
+            parts.append(flat)
+        num_verify = sum(span.count for span in spans)
+        total = num_verify
+        for chunk in plan.chunks:
+            spans.append(Span(chunk.request.slot, chunk.start, chunk.count))
+            parts.append(self._ids(chunk.request.tokens[chunk.start : chunk.start + chunk.count]))
+            total += chunk.count
+            if chunk.is_last:
+                wanted.append(total - 1)
+        features = self.target.forward(torch.cat(parts), spans, self.cache, self._layers)
+        hidden = features.last_hidden
+        if plan.chunks:
+            hidden = hidden[self._ids([*range(num_verify), *wanted])]
+        return spans, features, self.target.logits(hidden)
+
+    def _close_prompts(self, requests: Sequence[Request], logits: Tensor) -> Verdict:
+        """The first token of requests whose prompt is in: a round of length 0."""
+        positions = [r.prompt_length - 1 for r in requests]
+        reads = self.parts.verifier.streams
+        noise, uniforms = round_noise([r.seed for r in requests], positions, 0, reads, self.target.device)
+        rows = torch.arange(len(requests), device=self.target.device)
+        target = TargetRows(logits, rows, self._sampling(requests))
+        return self.parts.verifier.verify(target, _empty_draft(rows, noise), torch.zeros_like(rows), uniforms)
+
+    def _sampling(self, requests: Sequence[Request]) -> Sampling:
+        return batch_sampling([r.params for r in requests], self.target.info.vocab_size, self.target.device)
+
+    def _ids(self, values: Sequence[int] | NDArray[np.int64], *, draft: bool = False) -> Tensor:
+        device = self._draft_device if draft else self.target.device
+        return torch.from_numpy(np.asarray(values, dtype=np.int64)).to(device, non_blocking=True)
+
+    def _kept_features(self, features: Features, index: NDArray[np.int64]) -> Features:
+        if len(index) < len(features.last_hidden):
+            rows = self._ids(index)
+            features = Features(features.tapped[rows], features.last_hidden[rows])
+        device = self._draft_device
+        return Features(features.tapped.to(device), features.last_hidden.to(device))
+
+
+def to_host(verdicts: Sequence[Verdict], lengths: Sequence[Tensor], drafts: Sequence[Tensor]) -> NDArray[np.int64]:
+    """The step's one device-to-host copy: rows of accepted, bonus, verified, then the drafted tokens."""
+    columns = [
+        torch.cat([torch.stack([v.accepted, v.bonus, n], dim=1), d], dim=1)
+        for v, n, d in zip(verdicts, lengths, drafts, strict=True)
+    ]
+    return torch.cat(columns).cpu().numpy() if columns else np.zeros((0, 3), dtype=np.int64)
+
+
+def _empty_draft(like: Tensor, noise: Tensor) -> Draft:
+    tokens = like.new_zeros((len(like), 0))
+    none = noise.new_zeros((len(like), 0))
+    return Draft(tokens=tokens, logits=None, log_sum_exp=none, log_q=none)
+
+
+def _draft_on(draft: Draft, device: torch.device) -> Draft:
+    logits = None if draft.logits is None else draft.logits.to(device)
+    return Draft(draft.tokens.to(device), logits, draft.log_sum_exp.to(device), draft.log_q.to(device))
+
+
+def _sampling_on(sampling: Sampling, device: torch.device) -> Sampling:
+    return replace(sampling, temperature=sampling.temperature.to(device))

@@ -1,0 +1,265 @@
+"""Attention over packed rows: one ``[1, T]`` row for all requests of a step, over per-request KV slots.
+
+Linear layers of an unmodified Hugging Face decoder see one big matrix; only attention knows requests.
+``plan_step`` groups the step's spans by like length on the host, once; every layer then makes one padded
+attention call a group. Rolling back is forgetting a length: rows past it are overwritten later. The plan
+travels to the attention function as a keyword argument of the model's forward.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache
+
+ATTENTION_NAME = "deepspec_packed"
+_DECODE_ROWS = 32  # spans up to this many rows share one padded call
+_FIRST_BUCKET = 256  # KV lengths are grouped by powers of two from here on
+
+
+class Span(NamedTuple):
+    """Consecutive tokens of one request: its KV slot, the first token's position, how many."""
+
+    slot: int
+    start: int
+    count: int
+
+
+def span_rows(spans: Sequence[Span]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Slot and absolute position of every packed token, int64 ``[T]`` each."""
+    slots, starts, counts = np.array(spans, dtype=np.int64).T
+    ends = counts.cumsum()
+    offsets = np.repeat(starts - (ends - counts), counts)
+    return np.repeat(slots, counts), offsets + np.arange(ends[-1])
+
+
+class KVSlots(Cache):
+    """Keys and values of ``num_slots`` requests, ``[slots * positions, kv heads, head size]`` a layer.
+
+    ``update`` writes the step's rows at ``index`` (set by the target before each forward); layers are
+    allocated at their first write because head sizes may differ between them.
+    """
+
+    is_compileable = False
+
+    def __init__(self, num_slots: int, max_positions: int) -> None:
+        self.layers = []
+        self.num_slots, self.max_positions = num_slots, max_positions
+        self.index: Tensor | None = None
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Scatter ``[1, kv heads, T, d]`` into the slots; the attention function reads them back from there."""
+        for store, new in ((self.keys, key_states), (self.values, value_states)):
+            if layer_idx not in store:
+                shape = (self.num_slots * self.max_positions, new.shape[1], new.shape[3])
+                store[layer_idx] = new.new_zeros(shape)
+            store[layer_idx].index_copy_(0, self.index, new[0].transpose(0, 1))
+        return key_states, value_states
+
+    def read(self, layer: int, slots: slice | Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[n, kv heads, length, d]`` of some slots; a view when the slots are a range."""
+        shape = (self.num_slots, self.max_positions)
+        keys, values = (store[layer].unflatten(0, shape)[slots, :length] for store in (self.keys, self.values))
+        return keys.transpose(1, 2), values.transpose(1, 2)
+
+    def get_seq_length(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> int:
+        """Packed rows have no one length; positions are always passed explicitly."""
+        return 0
+
+
+@dataclass(frozen=True)
+class Group:
+    """Spans that share a padded attention call.
+
+    Attributes:
+        rows: packed rows, a slice when they are consecutive and of equal length, else int64 ``[n, Q]``.
+        slots: KV slots. num_spans, num_queries, num_keys: n, Q and L of the call.
+        positions: int64 ``[n, Q]``, absolute query positions.
+        real: for ragged groups, where the real rows lie in the packed row and in the padded ``[n * Q]`` one.
+        causal: whether plain causal masking is right (every span starts at 0).
+    """
+
+    rows: slice | Tensor
+    slots: slice | Tensor
+    num_spans: int
+    num_queries: int
+    num_keys: int
+    positions: Tensor
+    real: tuple[Tensor, Tensor] | None
+    causal: bool
+
+
+class PackedPlan:
+    """One step's groups, where its keys live, and its masks (made once for each window size)."""
+
+    def __init__(self, groups: tuple[Group, ...], cache: KVSlots | None, num_rows: int) -> None:
+        self.groups = groups
+        self.cache = cache
+        self.num_rows = num_rows
+        self._masks: dict[tuple[int, int | None, int, torch.dtype], Tensor | None] = {}
+
+    def mask(self, number: int, window: int | None, repeats: int, dtype: torch.dtype) -> Tensor | None:
+        """Additive mask ``[n, 1, repeats * Q, L]`` of a group, or None when nothing is masked."""
+        key = (number, window, repeats, dtype)
+        if key not in self._masks:
+            self._masks[key] = _additive_mask(self.groups[number], window, repeats, dtype)
+        return self._masks[key]
+
+
+def plan_step(spans: Sequence[Span], device: torch.device, cache: KVSlots | None) -> PackedPlan:
+    """Group the step's spans; ``spans`` lie one after the other in the packed row."""
+    offsets = []
+    total = 0
+    for span in spans:
+        offsets.append(total)
+        total += span.count
+    buckets: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number, span in enumerate(spans):
+        if cache is not None and span.count <= _DECODE_ROWS:
+            key: tuple[int, ...] = (max(_FIRST_BUCKET, span.start + span.count - 1).bit_length(),)
+        else:
+            key = (span.start, span.count, -1)
+        buckets[key].append(number)
+    groups = tuple(_make_group([(spans[i], offsets[i]) for i in members], device) for members in buckets.values())
+    return PackedPlan(groups, cache, total)
+
+
+def _make_group(members: list[tuple[Span, int]], device: torch.device) -> Group:
+    spans = [span for span, _ in members]
+    most = max(span.count for span in spans)
+    uniform = all(span.count == most for span in spans)
+    first = members[0][1]
+    consecutive = uniform and all(offset == first + i * most for i, (_, offset) in enumerate(members))
+    steps = torch.arange(most, device=device)
+    starts = torch.tensor([span.start for span in spans], device=device)[:, None]
+    rows: slice | Tensor = slice(first, first + most * len(spans))
+    real = None
+    if not consecutive:
+        last = torch.tensor([offset + span.count - 1 for span, offset in members], device=device)[:, None]
+        offsets = torch.tensor([offset for _, offset in members], device=device)[:, None]
+        rows = (offsets + steps).minimum(last)
+        real = _real_rows(members, most, device)
+    slots = [span.slot for span in spans]
+    ranged = slots == list(range(slots[0], slots[0] + len(slots)))
+    return Group(
+        rows=rows,
+        slots=slice(slots[0], slots[0] + len(slots)) if ranged else torch.tensor(slots, device=device),
+        num_spans=len(spans),
+        num_queries=most,
+        num_keys=max(span.start + span.count for span in spans),
+        positions=starts + steps,
+        real=real,
+        causal=all(span.start == 0 for span in spans) and uniform,
+    )
+
+
+def _real_rows(members: list[tuple[Span, int]], most: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    packed = [offset + i for span, offset in members for i in range(span.count)]
+    padded = [n * most + i for n, (span, _) in enumerate(members) for i in range(span.count)]
+    return torch.tensor(packed, device=device), torch.tensor(padded, device=device)
+
+
+def _additive_mask(group: Group, window: int | None, repeats: int, dtype: torch.dtype) -> Tensor | None:
+    keys = torch.arange(group.num_keys, device=group.positions.device)
+    positions = group.positions[:, :, None]
+    seen = keys <= positions
+    if window is not None:
+        seen &= keys > positions - window
+    single = group.num_queries == 1 and group.num_spans == 1
+    if single and (window is None or group.num_keys <= window):
+        return None
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+    return mask.repeat(1, repeats, 1)[:, None]
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    packed: PackedPlan | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of ``query [1, heads, T, d]`` over each request's own keys; returns ``[1, T, heads, d]``."""
+    if packed is None:
+        raise ValueError(f"attention {ATTENTION_NAME!r} needs the step's plan; call the model through Target")
+    heads, size = query.shape[1], query.shape[3]
+    rows = query[0].transpose(0, 1)
+    out = torch.empty((packed.num_rows, heads, value.shape[3]), dtype=query.dtype, device=query.device)
+    sinks = getattr(module, "sinks", None)
+    for number, group in enumerate(packed.groups):
+        if packed.cache is None:
+            keys, values = (_grouped(part[0].transpose(0, 1), group) for part in (key, value))
+        else:
+            keys, values = packed.cache.read(module.layer_idx, group.slots, group.num_keys)
+        repeats = heads // keys.shape[1]
+        queries = _grouped(rows, group)
+        if softcap is None and sinks is None and group.causal and _window_is_wide(group, sliding_window):
+            result = scaled_dot_product_attention(
+                queries, keys, values, is_causal=group.num_queries > 1, scale=scaling, enable_gqa=repeats > 1
+            )
+        else:
+            folded = queries.unflatten(1, (keys.shape[1], repeats)).flatten(2, 3)
+            mask = packed.mask(number, sliding_window, repeats, query.dtype)
+            folded = _attend(folded, keys, values, mask, scaling or size**-0.5, softcap, sinks)
+            result = folded.unflatten(2, (repeats, group.num_queries)).flatten(1, 2)
+        _put(out, group, result)
+    return out[None], None
+
+
+def _window_is_wide(group: Group, window: int | None) -> bool:
+    """Whether a sliding window masks nothing in this group."""
+    return window is None or group.num_keys <= window
+
+
+def _grouped(rows: Tensor, group: Group) -> Tensor:
+    """Packed rows ``[T, heads, d]`` as the group's ``[n, heads, Q, d]``."""
+    if isinstance(group.rows, slice):
+        return rows[group.rows].unflatten(0, (group.num_spans, group.num_queries)).transpose(1, 2)
+    return rows[group.rows].transpose(1, 2)
+
+
+def _put(out: Tensor, group: Group, result: Tensor) -> None:
+    values = result.transpose(1, 2)
+    if isinstance(group.rows, slice):
+        out[group.rows] = values.flatten(0, 1)
+    elif group.real is not None:
+        out[group.real[0]] = values.flatten(0, 1)[group.real[1]]
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """Masked attention; SDPA unless a soft-cap or sinks are asked for, which it has no argument for."""
+    if softcap is None and sinks is None:
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    scores = query @ key.transpose(-1, -2) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        scores = scores + mask
+    if sinks is None:
+        return scores.softmax(dim=-1) @ value
+    repeats = sinks.numel() // key.shape[1]
+    column = sinks.view(1, key.shape[1], repeats, 1).expand(len(query), -1, -1, query.shape[2] // repeats)
+    joined = torch.cat([scores, column.flatten(2, 3)[..., None].to(scores.dtype)], dim=-1)
+    return pad(joined.softmax(dim=-1), (0, -1)) @ value
+
+
+AttentionInterface.register(ATTENTION_NAME, packed_attention)

@@ -1,0 +1,263 @@
+"""DFlash's drafter: one parallel pass over an anchor and mask tokens, with target features as context.
+
+Chen et al. 2026 (2602.06036). Every draft layer attends from the block's slots to the keys and values of
+the injected context features and of the block itself, both directions inside the block; slot k predicts
+the token at anchor + k + 1. Weight names are the field's shared ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import embedding, pad, scaled_dot_product_attention
+
+from deepspec.errors import ConfigError
+from deepspec.interfaces import BuildContext, Drafter, PartConfig, Readout
+from deepspec.nn import RMSNorm, SlotStore, SwiGLU, apply_rotary, rotary
+from deepspec.types import AnchorBlocks, Anchors, Extension, Features, TokenBatch
+
+
+class DFlashConfig(PartConfig):
+    """Options of the DFlash drafter; a size left out is the target's."""
+
+    num_layers: int = Field(default=5, ge=1, description="draft layers")
+    num_target_layers: int = Field(default=5, ge=1, description="tapped target layers, evenly spread, when not named")
+    target_layers: tuple[int, ...] | None = Field(default=None, description="tapped target layers, 0-based, never the last")
+    mask_token_id: int | None = Field(default=None, description="token id that real text never uses")
+    intermediate_size: int | None = Field(default=None, ge=1, description="width of the draft MLP")
+    num_heads: int | None = Field(default=None, ge=1, description="attention heads")
+    num_kv_heads: int | None = Field(default=None, ge=1, description="key/value heads")
+
+
+@dataclass(frozen=True)
+class BlockState:
+    """A round's hidden states ``[R, G, H]``."""
+
+    hidden: Tensor
+
+
+def even_layers(num_layers: int, count: int) -> tuple[int, ...]:
+    """``count`` layers from the second to the third from last, evenly spread (2602.06036, section 3)."""
+    first, last = min(1, num_layers - 2), max(num_layers - 3, 0)
+    if count == 1 or last <= first:
+        return (last,)
+    return tuple(sorted({round(first + i * (last - first) / (count - 1)) for i in range(count)}))
+
+
+class ContextAttention(nn.Module):
+    """Attention of block slots over [context ; block], with one set of projections for both."""
+
+    def __init__(self, size: int, num_heads: int, num_kv_heads: int, head_dim: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.q_proj = nn.Linear(size, num_heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(size, num_kv_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(size, num_kv_heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(num_heads * head_dim, size, bias=False)
+        self.q_norm = RMSNorm(head_dim, eps)
+        self.k_norm = RMSNorm(head_dim, eps)
+
+    def keys_values(self, x: Tensor, table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Rotated keys and plain values ``[..., kv heads, d]`` of ``x [..., size]``."""
+        heads = (self.num_kv_heads, self.head_dim)
+        keys = self.k_norm(self.k_proj(x).unflatten(-1, heads))
+        return apply_rotary(keys, table), self.v_proj(x).unflatten(-1, heads)
+
+    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], context: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        """One block pass.
+
+        Args:
+            x: ``[B, Q, size]``. table: rotary table of the Q positions.
+            context: keys and values ``[B, L, kv heads, d]``.
+            mask: additive ``[B, 1, Q, L + Q]``.
+        """
+        keys, values = self.keys_values(x, table)
+        keys = torch.cat([context[0], keys], dim=1).transpose(1, 2)
+        values = torch.cat([context[1], values], dim=1).transpose(1, 2)
+        repeats = self.num_heads // self.num_kv_heads
+        query = apply_rotary(self.q_norm(self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim))), table)
+        query = query.transpose(1, 2).unflatten(1, (self.num_kv_heads, repeats)).flatten(2, 3)
+        out = scaled_dot_product_attention(query, keys, values, attn_mask=mask.repeat(1, 1, repeats, 1))
+        out = out.unflatten(2, (repeats, -1)).flatten(1, 2).transpose(1, 2)
+        return self.o_proj(out.flatten(2))
+
+
+class DraftLayer(nn.Module):
+    """Attention and MLP, each with a norm before it and a residual around it."""
+
+    def __init__(self, size: int, intermediate_size: int, attention: ContextAttention, eps: float) -> None:
+        super().__init__()
+        self.self_attn = attention
+        self.mlp = SwiGLU(size, intermediate_size)
+        self.input_layernorm = RMSNorm(size, eps)
+        self.post_attention_layernorm = RMSNorm(size, eps)
+
+    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], context: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        """See :meth:`ContextAttention.forward`."""
+        x = x + self.self_attn(self.input_layernorm(x), table, context, mask)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class DFlashDrafter(Drafter[BlockState]):
+    """Parallel block drafter over target features; embedding and LM head are the target's, frozen."""
+
+    name = "dflash"
+    Config = DFlashConfig
+    config: DFlashConfig
+
+    def __init__(self, config: DFlashConfig, context: BuildContext) -> None:
+        super().__init__(config, context)
+        info = context.target
+        self.info = info
+        self._target_layers = config.target_layers or even_layers(info.num_layers, config.num_target_layers)
+        self.mask_token_id = _mask_token(config, context)
+        size, eps = info.hidden_size, info.rms_norm_eps
+        heads, kv_heads = config.num_heads or info.num_heads, config.num_kv_heads or info.num_kv_heads
+        self.fc = nn.Linear(len(self._target_layers) * size, size, bias=False)
+        self.hidden_norm = RMSNorm(size, eps)
+        self.layers = nn.ModuleList(
+            DraftLayer(
+                size,
+                config.intermediate_size or info.intermediate_size,
+                ContextAttention(size, heads, kv_heads, info.head_dim, eps),
+                eps,
+            )
+            for _ in range(config.num_layers)
+        )
+        self.norm = RMSNorm(size, eps)
+        self.slots: list[tuple[SlotStore, SlotStore]] = []
+
+    @property
+    def hidden_size(self) -> int:
+        return self.info.hidden_size
+
+    @property
+    def target_layers(self) -> tuple[int, ...]:
+        return self._target_layers
+
+    def readout(self) -> Readout:
+        return Readout(weight=self.info.lm_head, softcap=self.info.final_softcap)
+
+    def allocate(self, num_slots: int, max_positions: int, dtype: torch.dtype, device: torch.device) -> None:
+        def store(layer: DraftLayer) -> SlotStore:
+            shape = (layer.self_attn.num_kv_heads, layer.self_attn.head_dim)
+            return SlotStore(num_slots, max_positions, shape, dtype=dtype, device=device)
+
+        self.slots = [(store(layer), store(layer)) for layer in self.layers]
+
+    def extend(self, extension: Extension) -> None:
+        injected = self._inject(extension.features.tapped)
+        table = self._table(extension.positions, injected.dtype)
+        for layer, stores in zip(self.layers, self.slots, strict=True):
+            for store, values in zip(stores, layer.self_attn.keys_values(injected, table), strict=True):
+                store.write(extension.rows, extension.positions, values)
+
+    def begin(self, anchors: Anchors) -> BlockState:
+        num_draft = self.context.draft_length  # the whole block, as in training, also when fewer are drafted
+        steps = torch.arange(num_draft, device=anchors.positions.device)
+        x = self._block_input(anchors.tokens, num_draft)
+        table = self._table(anchors.positions[:, None] + steps, x.dtype)
+        length = anchors.max_position
+        seen = torch.arange(length, device=anchors.positions.device) < anchors.positions[:, None]
+        mask = torch.zeros(seen.shape, dtype=x.dtype, device=x.device).masked_fill_(~seen, float("-inf"))
+        mask = pad(mask, (0, num_draft))[:, None, None].expand(-1, 1, num_draft, -1)
+        for layer, (keys, values) in zip(self.layers, self.slots, strict=True):
+            x = layer(x, table, (keys.read(anchors.slots, length), values.read(anchors.slots, length)), mask)
+        return BlockState(hidden=self.norm(x))
+
+    def step(self, state: BlockState, k: int, previous: Tensor) -> Tensor:
+        return state.hidden[:, k]
+
+    def parallel_hidden(self, state: BlockState) -> Tensor | None:
+        return state.hidden
+
+    def block(self, batch: TokenBatch, features: Features, anchors: AnchorBlocks) -> Tensor:
+        num_draft = self.context.draft_length
+        grid = _AnchorGrid.of(anchors, len(batch.tokens), num_draft)
+        injected = self._inject(features.tapped)
+        context_table = self._table(batch.positions, injected.dtype)
+        x = self._block_input(batch.tokens[anchors.rows, anchors.columns], num_draft)
+        steps = torch.arange(num_draft, device=x.device)
+        positions = batch.positions[anchors.rows, anchors.columns][:, None] + steps
+        x, positions = grid.scatter(x), grid.scatter(positions)
+        mask = grid.mask(batch, x.dtype)
+        table = self._table(positions, x.dtype)
+        for layer in self.layers:
+            x = layer(x, table, layer.self_attn.keys_values(injected, context_table), mask)
+        return grid.gather(self.norm(x))
+
+    def release(self, slot: int) -> None:
+        """Nothing to do: a slot's next request overwrites it."""
+
+    def _inject(self, tapped: Tensor) -> Tensor:
+        return self.hidden_norm(self.fc(tapped.to(self.fc.weight.dtype)))
+
+    def _block_input(self, tokens: Tensor, num_draft: int) -> Tensor:
+        """Embeddings of [anchor, mask, mask, ...]: ``[N, G, H]``."""
+        block = torch.full((len(tokens), num_draft), self.mask_token_id, device=tokens.device)
+        block[:, 0] = tokens
+        return embedding(block, self.info.embedding).to(self.fc.weight.dtype) * self.info.embedding_scale
+
+    def _table(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        cos, sin = rotary(positions, self.info.head_dim, self.info.rope_theta, dtype)
+        return cos[..., None, :], sin[..., None, :]
+
+
+@dataclass(frozen=True)
+class _AnchorGrid:
+    """Anchors arranged by batch row, so that a row's blocks share one attention call over its context.
+
+    Attributes:
+        anchors: the flat blocks. cell: int64 ``[N]``, each anchor's place in its row.
+        num_rows, width, num_draft: S, the most anchors of a row, and G.
+    """
+
+    anchors: AnchorBlocks
+    cell: Tensor
+    num_rows: int
+    width: int
+    num_draft: int
+
+    @classmethod
+    def of(cls, anchors: AnchorBlocks, num_rows: int, num_draft: int) -> _AnchorGrid:
+        counts = torch.bincount(anchors.rows, minlength=num_rows)
+        order = anchors.rows.argsort(stable=True)
+        starts = counts.cumsum(0) - counts
+        cell = torch.empty_like(order)
+        cell[order] = torch.arange(len(order), device=order.device) - starts[anchors.rows[order]]
+        return cls(anchors, cell, num_rows, int(counts.max()), num_draft)
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """``[N, G, ...]`` to ``[S, width * G, ...]``, zero where a row has fewer anchors."""
+        full = values.new_zeros((self.num_rows, self.width, *values.shape[1:]))
+        return full.index_put((self.anchors.rows, self.cell), values).flatten(1, 2)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The inverse of :meth:`scatter`."""
+        return values.unflatten(1, (self.width, self.num_draft))[self.anchors.rows, self.cell]
+
+    def mask(self, batch: TokenBatch, dtype: torch.dtype) -> Tensor:
+        """Additive ``[S, 1, width * G, L + width * G]``: own document before the anchor, and own block."""
+        length = batch.tokens.shape[1]
+        columns = torch.arange(length, device=batch.tokens.device)
+        rows = self.anchors.rows
+        segment = batch.segments[rows, self.anchors.columns][:, None]
+        context = (columns < self.anchors.columns[:, None]) & (batch.segments[rows] == segment)
+        context = self.scatter(context[:, None].expand(-1, self.num_draft, -1))
+        block = torch.arange(self.width * self.num_draft, device=columns.device) // self.num_draft
+        own = (block[:, None] == block).expand(self.num_rows, -1, -1)
+        seen = torch.cat([context, own], dim=-1)[:, None]
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+
+
+def _mask_token(config: DFlashConfig, context: BuildContext) -> int:
+    chosen = context.target.mask_token_id if config.mask_token_id is None else config.mask_token_id
+    if chosen is None:
+        raise ConfigError("the target has no spare token id for masks; give one with --set drafter.mask_token_id=ID")
+    if not 0 <= chosen < context.target.vocab_size:
+        limit = context.target.vocab_size - 1
+        raise ConfigError(f"drafter.mask_token_id is {chosen}; allowed are 0..{limit}, an id that real text never uses")
+    return chosen

@@ -1,0 +1,19 @@
+"""DSpark: the DFlash drafter with a Markov head and a trained confidence (2607.05147)."""
+
+from __future__ import annotations
+
+from deepspec.hookspecs import hookimpl
+from deepspec.strategy import Objective, Strategy
+
+
+@hookimpl
+def deepspec_strategies() -> list[Strategy]:
+    """The published composition, with fixed length."""
+    return [
+        Strategy(
+            name="dspark",
+            drafter="dflash",
+            head="markov",
+            objective=Objective(terms={"ce": 0.1, "l1": 0.9, "confidence": 1.0}, position_decay=4.0),
+        )
+    ]

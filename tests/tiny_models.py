@@ -1,0 +1,54 @@
+"""Tiny random targets of several families, for tests: real transformers code paths, no downloads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+VOCAB = 97
+_SHAPE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+
+
+def qwen3(**changes: object) -> PreTrainedModel:
+    return Qwen3ForCausalLM(Qwen3Config(**{**_SHAPE, **changes}))
+
+
+def llama(**changes: object) -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**{**_SHAPE, **changes}))
+
+
+def gemma3(**changes: object) -> PreTrainedModel:
+    shape = {**_SHAPE, "sliding_window": 6, "query_pre_attn_scalar": 16, "num_hidden_layers": 6, **changes}
+    return Gemma3ForCausalLM(Gemma3TextConfig(**shape))
+
+
+FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {"qwen3": qwen3, "llama": llama, "gemma3": gemma3}
+
+
+def make(family: str, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: object) -> PreTrainedModel:
+    """A model with random weights from ``seed``."""
+    torch.manual_seed(seed)
+    return FAMILIES[family](**changes).to(dtype).eval()

@@ -62,7 +62,6 @@ def register(manager: pluggy.PluginManager, plugin: object, *, name: str) -> Non
         manager.register(plugin, name=name)
         manager.check_pending()
     except pluggy.PluginValidationError as error:
-        manager.unregister(plugin)
         reason = " ".join(str(error).split())
         known = ", ".join(sorted(vars(manager.hook)))
         raise PluginError(f"plugin {name!r}: {reason}; hooks: {known}{_how_to_skip(name)}") from error

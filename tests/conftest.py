@@ -1,0 +1,37 @@
+"""Settings of every test: no network, no user's cache, GPU tests skipped with a reason."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports Hugging Face: tests never reach for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "deepspec",
+    deadline=None,  # a slow machine is no failure
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("deepspec")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a CUDA device where there is none."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device, and this machine has none")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read from or left in the user's cache, and no plugin is blocked from outside."""
+    monkeypatch.setenv("DEEPSPEC_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+    monkeypatch.delenv("DEEPSPEC_BLOCK_PLUGINS", raising=False)

@@ -123,6 +123,11 @@ class BlockObjective:
         self.target_logits = target_logits
         self.rows = rows
 
+    @property
+    def reads_target(self) -> bool:
+        """Whether some term needs the target's distribution, so that measuring costs nothing more."""
+        return any(term.reads_target for term, _ in self.terms)
+
     def position_weights(self, draft_length: int) -> list[float]:
         """w of each position: exp(-(k-1)/decay)."""
         decay = math.inf if self.position_decay is None else self.position_decay
@@ -217,7 +222,7 @@ class BlockObjective:
 
     def _grade_chunk(self, slots: _Slots, weights: OutputWeights, measure: bool) -> tuple[Tensor, Tensor]:
         """Sums ``[terms]`` of w * loss, and acceptance ``[m]`` (zeros when nothing asks for it)."""
-        read = measure or any(term.reads_target for term, _ in self.terms)
+        read = measure or self.reads_target
         rows = GradedRows(
             logits=weights.logits(slots.hidden, slots.latent),
             labels=slots.labels,

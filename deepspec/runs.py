@@ -1,0 +1,207 @@
+"""Run folders: what lies in them, loading a trained drafter with its target, and listing runs.
+
+``config.json`` (the configuration), ``checkpoints/step-000450/{draft,optimizer}.safetensors, state.json``,
+``log.jsonl`` and ``eval.json``. A published drafter is the same folder with one checkpoint and no optimiser.
+Nothing here imports torch before :func:`load`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepspec.config import RunConfig
+from deepspec.errors import CheckpointError, ConfigError
+from deepspec.paths import asset
+from deepspec.validation import validate
+
+if TYPE_CHECKING:
+    from deepspec.strategy import Parts
+    from deepspec.target import Target
+
+logger = logging.getLogger(__name__)
+
+DEMO = "demo"
+FORMAT = 1
+_STEP_PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A loaded run: the draft model at ``step``, and the target it was trained for."""
+
+    path: Path
+    config: RunConfig
+    target: Target
+    parts: Parts
+    step: int
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One line of ``deepspec runs``; ``tau`` is the accepted length of its last evaluation."""
+
+    name: str
+    strategy: str
+    target: str
+    step: int
+    tau: float | None
+    path: Path
+
+
+def load(run: str | Path, *, device: str | None = None, target_device: str | None = None) -> Run:
+    """Load the newest checkpoint of a run folder, or the shipped drafter ``demo``, with its target.
+
+    Args:
+        run: a run folder, or ``demo``.
+        device: where draft model and target go; the best there is when None.
+        target_device: where the target goes when it is not to share ``device``.
+
+    Raises:
+        CheckpointError: no run there, a newer format, unreadable weights, or another target than it was
+            trained for.
+        TargetError: the target cannot be loaded.
+    """
+    from deepspec.target import load_target
+    from deepspec.target.load import resolve_device
+    from deepspec.train.assemble import assemble
+    from deepspec.train.checkpoint import read_weights
+
+    folder = asset("demo-drafter") if str(run) == DEMO else Path(run)
+    config = read_config(folder)
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
+        raise CheckpointError(
+            f"{folder} has no complete checkpoint; go on with: deepspec train --resume --out {folder}"
+        )
+    state = read_state(checkpoint)
+    place = resolve_device(device)
+    target = load_target(config.target.model_copy(update={"device": target_device}), device=str(place))
+    check_target(state, target, folder)
+    parts = assemble(config.strategy, target, device=place, dtype=target.dtype, seed=config.seed)
+    read_weights(checkpoint, parts)
+    parts.modules().eval()
+    return Run(path=folder, config=config, target=target, parts=parts, step=int(state["step"]))
+
+
+def list_runs(root: str | Path) -> list[RunSummary]:
+    """The runs directly below ``root``, by name; unreadable ones are logged and left out."""
+    found = []
+    for folder in sorted(path for path in Path(root).glob("*") if (path / "config.json").is_file()):
+        try:
+            config = read_config(folder)
+            checkpoint = newest_checkpoint(folder)
+            step = int(read_state(checkpoint)["step"]) if checkpoint else 0
+            tau = _accepted_length(folder)
+        except (CheckpointError, ConfigError) as error:
+            logger.warning("%s is left out: %s", folder, error)
+            continue
+        found.append(RunSummary(folder.name, config.strategy.name, config.target.name, step, tau, folder))
+    return found
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The configuration of a run folder; raises CheckpointError when it holds no run."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} is no run folder (it has no config.json); `deepspec runs` lists those there are, "
+            f"and {DEMO!r} names the shipped drafter"
+        )
+    return validate(RunConfig, read_json(path), f"{path}")
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's ``state.json``; raises CheckpointError for a format this version does not know."""
+    path = checkpoint / "state.json"
+    state = read_json(path)
+    written = state.get("format")
+    if not isinstance(written, int) or written < 1:
+        raise CheckpointError(f"{path} is not a checkpoint of DeepSpec (it states no format)")
+    if written > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {written}; this version of DeepSpec reads up to {FORMAT}: upgrade it"
+        )
+    missing = [key for key in ("step", "target") if key not in state]
+    if missing:
+        raise CheckpointError(f"{path} lacks {missing[0]!r}; the checkpoint is damaged")
+    return state
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` lies in a run folder."""
+    return folder / "checkpoints" / f"{_STEP_PREFIX}{step:06d}"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run folder, oldest first."""
+    found = (folder / "checkpoints").glob(f"{_STEP_PREFIX}*")
+    numbered = [
+        (path.name.removeprefix(_STEP_PREFIX), path) for path in found if (path / "state.json").is_file()
+    ]
+    return [path for step, path in sorted((int(n), p) for n, p in numbered if n.isdecimal())]
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The last complete checkpoint of a run folder, or None."""
+    return next(reversed(checkpoints(folder)), None)
+
+
+def target_record(target: Target) -> dict[str, Any]:
+    """What a checkpoint remembers of its target."""
+    return {
+        "name": target.name,
+        "revision": target.revision,
+        "fingerprint": target.fingerprint,
+        "vocab_size": target.info.vocab_size,
+        "hidden_size": target.info.hidden_size,
+    }
+
+
+def check_target(state: Mapping[str, Any], target: Target, folder: Path) -> None:
+    """Raise CheckpointError unless ``target`` is the one the checkpoint was trained for."""
+    trained, found = state["target"], target_record(target)
+    differing = [
+        key for key in ("vocab_size", "hidden_size", "fingerprint") if trained.get(key) != found[key]
+    ]
+    if differing:
+        details = ", ".join(f"{key} {found[key]} instead of {trained.get(key)}" for key in differing)
+        commit = f" at commit {trained['revision']}" if trained.get("revision") else ""
+        raise CheckpointError(
+            f"{folder} was trained for target {trained.get('name')!r}{commit}, and {target.name!r} as it is "
+            f"now is another model: {details}; use the same target, or train a drafter for this one"
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises CheckpointError naming it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} should hold a JSON object")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object so that a reader sees the old file or the whole new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _accepted_length(folder: Path) -> float | None:
+    path = folder / "eval.json"
+    if not path.is_file():
+        return None
+    mean = read_json(path).get("accepted_length", {}).get("mean")
+    return float(mean) if isinstance(mean, int | float) else None

@@ -1,0 +1,143 @@
+"""Checkpoints: safetensors and JSON, written beside their place and moved there whole; no pickle.
+
+Everything random is a function of (seed, step), so weights, optimiser moments and the step number are all
+that a resumed run needs to go on bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from deepspec.errors import CheckpointError
+from deepspec.runs import FORMAT, checkpoint_path, checkpoints, write_json
+
+if TYPE_CHECKING:
+    from deepspec.strategy import Parts
+
+_PARTIAL = ".partial-"
+
+
+def write_checkpoint(
+    folder: Path,
+    step: int,
+    *,
+    parts: Parts,
+    optimizer: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write the checkpoint of ``step`` unless it is there, then drop all but the newest ``keep``.
+
+    Args:
+        state: joins ``state.json``, beside format, step, strategy and versions.
+
+    Raises:
+        CheckpointError: when it cannot be written (a full disk, a read-only folder).
+    """
+    final = checkpoint_path(folder, step)
+    if final not in checkpoints(folder):
+        try:
+            _write(final, parts=parts, optimizer=optimizer, state={**_header(step, parts), **state})
+        except (OSError, safetensors.SafetensorError) as error:
+            raise CheckpointError(
+                f"checkpoint {final} could not be written: {error}; the ones before it are untouched"
+            ) from error
+    for old in checkpoints(folder)[:-keep]:
+        doomed = old.with_name(f"{_PARTIAL}{old.name}")
+        old.rename(doomed)  # so that a half-removed one is never taken for a checkpoint
+        shutil.rmtree(doomed)
+    return final
+
+
+def read_weights(checkpoint: Path, parts: Parts) -> None:
+    """Load a checkpoint's draft weights into ``parts``; raises CheckpointError when they do not fit."""
+    tensors = _load(checkpoint / "draft.safetensors")
+    modules = parts.modules()
+    expected = modules.state_dict()
+    problems = [f"{name} is missing" for name in expected if name not in tensors]
+    problems += [f"{name} is unknown" for name in tensors if name not in expected]
+    problems += [
+        f"{name} has shape {list(tensors[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{checkpoint} does not fit the configuration of its run: {problems[0]}"
+            + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+        )
+    modules.load_state_dict(tensors)
+
+
+def read_optimizer(checkpoint: Path) -> dict[str, Tensor]:
+    """A checkpoint's optimiser state; raises CheckpointError when it was published without one."""
+    path = checkpoint / "optimizer.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"{checkpoint} has no optimiser state, so training cannot go on from it")
+    return _load(path)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what an interrupted write left behind."""
+    for path in (folder / "checkpoints").glob(f"{_PARTIAL}*"):
+        shutil.rmtree(path)
+
+
+def versions() -> dict[str, str]:
+    """What made the numbers."""
+    named = {name: metadata.version(name) for name in ("deepspec", "transformers", "safetensors")}
+    return {"python": platform.python_version(), "torch": torch.__version__, **named}
+
+
+def _header(step: int, parts: Parts) -> dict[str, Any]:
+    strategy = parts.strategy.model_dump(mode="json")
+    return {"format": FORMAT, "step": step, "strategy": strategy, "versions": versions()}
+
+
+def _write(final: Path, *, parts: Parts, optimizer: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    partial = final.with_name(f"{_PARTIAL}{final.name}")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    try:
+        _save(parts.modules().state_dict(), partial / "draft.safetensors")
+        _save(optimizer, partial / "optimizer.safetensors")
+        write_json(partial / "state.json", state)
+        _sync(partial)
+        partial.rename(final)
+        _sync(final.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    on_host = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    save_file(on_host, path, metadata={"format": "pt"})
+    _sync(path)
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

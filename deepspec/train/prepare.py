@@ -1,0 +1,243 @@
+"""Everything before the first step: configuration, folder, target, text, draft model, state to resume.
+
+All input is checked here, and the run folder is made only when nothing is left that could be refused.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from deepspec.config import RunConfig
+from deepspec.data import (
+    BatchSampler,
+    TokenizedCorpus,
+    default_corpus,
+    read_examples,
+    split_held_out,
+    tokenize,
+)
+from deepspec.errors import CheckpointError, ConfigError
+from deepspec.paths import runs_root
+from deepspec.runs import check_target, newest_checkpoint, read_config, read_state, write_json
+from deepspec.strategy import Strategy
+from deepspec.target import Target, load_target
+from deepspec.target.load import resolve_device
+from deepspec.train.assemble import assemble, copy_target_layers
+from deepspec.train.checkpoint import read_optimizer, read_weights, remove_partial
+from deepspec.train.trainer import Trainer, make_objective
+from deepspec.train.validation import Validation
+
+if TYPE_CHECKING:
+    import pluggy
+
+    from deepspec.strategy import Parts
+
+logger = logging.getLogger(__name__)
+
+#: What a resumed run may have different: where it runs, and how it is measured afterwards.
+_FREE_KEYS = ("out", "device", "target.device", "eval.")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to step.
+
+    Attributes:
+        first_step: steps already done. train_seconds, train_tokens: spent on them.
+    """
+
+    folder: Path
+    trainer: Trainer
+    validation: Validation | None
+    first_step: int
+    train_seconds: float
+    train_tokens: int
+
+
+def run_config(
+    strategy: Strategy | str,
+    config: RunConfig | None,
+    *,
+    target: str | None,
+    data: str | Path | Sequence[str | Path] | None,
+    out: str | Path | None,
+    manager: pluggy.PluginManager,
+) -> RunConfig:
+    """One configuration out of ``train``'s arguments, its parts and objective known to exist."""
+    chosen = Strategy.named(strategy, manager) if isinstance(strategy, str) else strategy
+    chosen.check(manager)
+    base = config or RunConfig(strategy=chosen)
+    changes: dict[str, Any] = {"strategy": chosen}
+    if target is not None:
+        changes["target"] = base.target.model_copy(update={"name": target})
+    if data is not None:
+        paths = [data] if isinstance(data, str | Path) else data
+        changes["data"] = base.data.model_copy(update={"paths": tuple(str(path) for path in paths)})
+    if out is not None:
+        changes["out"] = str(out)
+    return base.model_copy(update=changes)
+
+
+def open_folder(config: RunConfig, *, resume: bool) -> Path:
+    """The run folder, not made yet; raises CheckpointError when it cannot be used."""
+    if resume:
+        if config.out is None:
+            raise CheckpointError("resuming needs the run's folder; give --out FOLDER")
+        folder = Path(config.out)
+        keys = differing_keys(read_config(folder), config)
+        if keys:
+            raise CheckpointError(
+                f"{folder} was started with another configuration; these keys differ: {', '.join(keys)}; "
+                f"give the same values, or only `deepspec train --resume --out {folder}`"
+            )
+        return folder
+    if config.out is None:
+        return _new_folder(config.strategy.name)
+    folder = Path(config.out)
+    if (folder / "config.json").exists():
+        raise CheckpointError(
+            f"{folder} already holds a run; go on with it (deepspec train --resume --out {folder}), or "
+            "choose another --out"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not an empty folder; choose another --out")
+    return folder
+
+
+def differing_keys(saved: RunConfig, given: RunConfig) -> list[str]:
+    """Dotted keys in which a resumed run would differ and must not."""
+    old, new = (dict(_leaves(config.model_dump(mode="json"))) for config in (saved, given))
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return [
+        key
+        for key in keys
+        if not any(key == free or (free[-1] == "." and key.startswith(free)) for free in _FREE_KEYS)
+    ]
+
+
+def prepare(config: RunConfig, folder: Path, *, resume: bool, manager: pluggy.PluginManager) -> Prepared:
+    """Load and check everything, then make the folder (or read the state to go on from)."""
+    device = resolve_device(config.device)
+    target = load_target(config.target, device=str(device))
+    precise = torch.float64 if target.dtype == torch.float64 else torch.float32
+    parts = assemble(config.strategy, target, device=device, dtype=precise, seed=config.seed, manager=manager)
+    objective = make_objective(parts, target, manager)
+    _check_fit(config, target, parts)
+    corpus, held_out = _corpora(config, target, parts)
+    rows = {"sequences": config.train.sequences_per_step, "sequence_length": config.data.sequence_length}
+    sampler = BatchSampler(corpus, **rows, seed=config.seed)
+    validation = Validation.of(held_out, **rows, max_positions=target.info.max_positions)
+    if config.train.init_from_target:
+        copied = copy_target_layers(parts.drafter, target)
+        logger.info("%d tensors of the draft layers start from the target's", copied)
+    trainer = Trainer(parts, target, objective=objective, sampler=sampler, config=config, device=device)
+    state = _resumed(folder, trainer) if resume else _started(folder, config)
+    return Prepared(
+        folder=folder,
+        trainer=trainer,
+        validation=validation,
+        first_step=state["step"],
+        train_seconds=state["train_seconds"],
+        train_tokens=state["train_tokens"],
+    )
+
+
+def _check_fit(config: RunConfig, target: Target, parts: Parts) -> None:
+    if not parts.drafter.trainable:
+        raise ConfigError(
+            f"drafter {parts.drafter.name!r} has no weights to train; use it with `deepspec eval` as it is"
+        )
+    if config.data.sequence_length > target.info.max_positions:
+        raise ConfigError(
+            f"data.sequence_length is {config.data.sequence_length}; {target.name} accepts up to "
+            f"{target.info.max_positions} positions"
+        )
+
+
+def _corpora(config: RunConfig, target: Target, parts: Parts) -> tuple[TokenizedCorpus, TokenizedCorpus]:
+    """Training and held-out text, free of the token id that the drafter uses as a mask."""
+    chosen = parts.drafter.config.model_dump().get("mask_token_id")
+    mask = target.info.mask_token_id if chosen is None else int(chosen)
+    length, fraction = config.data.sequence_length, config.data.held_out_fraction
+    if not config.data.paths:
+        return default_corpus(
+            target.tokenizer,
+            sequence_length=length,
+            mask_token_id=mask,
+            held_out_fraction=fraction,
+            seed=config.seed,
+        )
+    corpus = tokenize(
+        read_examples(config.data.paths), target.tokenizer, sequence_length=length, mask_token_id=mask
+    )
+    return split_held_out(corpus, fraction, config.seed)
+
+
+def _started(folder: Path, config: RunConfig) -> dict[str, Any]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", config.model_dump(mode="json"))
+    except OSError as error:
+        raise CheckpointError(
+            f"the run folder {folder} cannot be made: {error}; choose another --out"
+        ) from error
+    return {"step": 0, "train_seconds": 0.0, "train_tokens": 0}
+
+
+def _resumed(folder: Path, trainer: Trainer) -> dict[str, Any]:
+    """Load the newest checkpoint into ``trainer`` and drop what was logged after it."""
+    checkpoint = newest_checkpoint(folder)
+    state: Mapping[str, Any] = {"step": 0}
+    if checkpoint is not None:
+        state = read_state(checkpoint)
+        check_target(state, trainer.target, folder)
+        read_weights(checkpoint, trainer.parts)
+        trainer.optimizer.load_state_tensors(read_optimizer(checkpoint))
+    remove_partial(folder)
+    step = int(state["step"])
+    _cut_log(folder / "log.jsonl", step)
+    logger.info("going on after step %d of %s", step, folder)
+    return {
+        "step": step,
+        "train_seconds": float(state.get("train_seconds", 0.0)),
+        "train_tokens": int(state.get("train_tokens", 0)),
+    }
+
+
+def _cut_log(path: Path, step: int) -> None:
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            logger.warning("%s: a damaged line is dropped", path)
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+def _new_folder(strategy: str) -> Path:
+    base = runs_root() / f"{strategy}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, number = base, 2
+    while folder.exists():
+        folder, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return folder
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found += _leaves(value, f"{prefix}{name}.")
+        else:
+            found.append((f"{prefix}{name}", value))
+    return found

@@ -1,0 +1,267 @@
+"""``train``: a whole training run, from its configuration to a run folder that can be resumed.
+
+Everything is checked before the folder is made. A run that stops (a signal, a loss that is not a number,
+memory that ran out) raises :class:`~deepspec.errors.TrainingError` and says how to go on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from deepspec.config import RunConfig
+from deepspec.errors import TrainingError
+from deepspec.plugins import create_plugin_manager
+from deepspec.runs import Run, newest_checkpoint, target_record
+from deepspec.train.assemble import for_decoding
+from deepspec.train.checkpoint import write_checkpoint
+from deepspec.train.prepare import Prepared, open_folder, prepare, run_config
+from deepspec.train.trainer import StepResult
+from deepspec.types import StepRecord
+
+if TYPE_CHECKING:
+    import pluggy
+
+    from deepspec.strategy import Strategy
+
+logger = logging.getLogger(__name__)
+
+Observer = Callable[[StepRecord], None]
+
+
+class TrainingInterruptedError(TrainingError):
+    """A signal ended the run after a checkpoint; the message says how to go on."""
+
+
+def train(
+    strategy: Strategy | str,
+    *,
+    target: str | None = None,
+    data: str | Path | Sequence[str | Path] | None = None,
+    config: RunConfig | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    observers: Sequence[Observer] = (),
+) -> Run:
+    """Train a drafter and return it, loaded.
+
+    Args:
+        strategy: a composition or its registered name.
+        target: instead of the configuration's: ``demo``, a Hugging Face name, or a folder.
+        data: instead of the configuration's: JSONL files, folders, globs.
+        config: everything else; the defaults when None.
+        out: run folder, ``runs/<strategy>-<time>`` when None; it must not hold a run unless ``resume``.
+        resume: go on from the newest checkpoint in ``out``, whose configuration must be the same.
+        observers: called with each optimiser step's record.
+
+    Raises:
+        ConfigError, DataError, TargetError, CheckpointError: bad input, before anything is written.
+        TrainingError: the run had to stop.
+    """
+    manager = create_plugin_manager()
+    settings = run_config(strategy, config, target=target, data=data, out=out, manager=manager)
+    folder = open_folder(settings, resume=resume)
+    prepared = prepare(settings, folder, resume=resume, manager=manager)
+    session = _Session(prepared, observers, manager)
+    with _stop_signals() as stop:
+        session.run(stop)
+    parts = for_decoding(prepared.trainer.parts, prepared.trainer.target, manager)
+    parts.modules().eval()
+    return Run(
+        path=prepared.folder,
+        config=settings,
+        target=prepared.trainer.target,
+        parts=parts,
+        step=settings.train.num_steps,
+    )
+
+
+@dataclass
+class _Stop:
+    """Which signal asked the run to stop, if one did."""
+
+    signal_name: str | None = None
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Note the first SIGINT or SIGTERM; the second acts as it always would. Main thread only."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    watched = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in watched}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        stop.signal_name = signal.Signals(number).name
+        restore()
+
+    for number in watched:
+        signal.signal(number, note)
+    try:
+        yield stop
+    finally:
+        restore()
+
+
+class _Session:
+    """The loop over optimiser steps, and what happens between them."""
+
+    def __init__(
+        self, prepared: Prepared, observers: Sequence[Observer], manager: pluggy.PluginManager
+    ) -> None:
+        self.trainer = prepared.trainer
+        self.validation = prepared.validation
+        self.folder = prepared.folder
+        self.config = prepared.trainer.config.train
+        self.first_step = prepared.first_step
+        self._observers = (*observers, lambda record: manager.hook.deepspec_step_trained(record=record))
+        self._clock = _Clock(self.config.log_every)
+        self._expected = 0.0
+        self._train_seconds, self._train_tokens = prepared.train_seconds, prepared.train_tokens
+
+    def run(self, stop: _Stop) -> None:
+        """All steps that are left; raises TrainingError when it has to stop."""
+        steps = self.config.num_steps
+        for number in range(self.first_step, steps):
+            done = number + 1
+            self._step(number)
+            if done % self.config.checkpoint_every == 0 or done == steps or stop.signal_name:
+                path = self._save(done)
+                if stop.signal_name and done < steps:
+                    raise TrainingInterruptedError(
+                        f"stopped by {stop.signal_name} after step {done} of {steps}, saved in {path}; "
+                        f"go on with: deepspec train --resume --out {self.folder}"
+                    )
+            if done % self.config.validate_every == 0 or done == steps:
+                self._validate(done)
+
+    def _step(self, number: int) -> None:
+        started = time.perf_counter()
+        is_logged = (number + 1) % self.config.log_every == 0 or number + 1 == self.config.num_steps
+        is_measured = is_logged or number == self.first_step
+        try:
+            result = self.trainer.step(number, measure=is_measured or self.trainer.objective.reads_target)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise self._out_of_memory(number + 1) from error
+        self._check_finite(number + 1, result)
+        self._clock.add(time.perf_counter() - started, result.num_tokens)
+        self._train_seconds += time.perf_counter() - started
+        self._train_tokens += result.num_tokens
+        record = self._record(number + 1, result)
+        if is_logged:
+            self._log("step", asdict(record))
+        for observe in self._observers:
+            observe(record)
+
+    def _record(self, step: int, result: StepResult) -> StepRecord:
+        if result.expected_accepted_length is not None:
+            self._expected = result.expected_accepted_length
+        return StepRecord(
+            step=step,
+            num_steps=self.config.num_steps,
+            loss=result.loss,
+            terms=result.terms,
+            expected_accepted_length=self._expected,
+            learning_rate=result.learning_rate,
+            gradient_norm=result.gradient_norm,
+            tokens_per_s=self._clock.tokens_per_s,
+            seconds_left=(self.config.num_steps - step) * self._clock.seconds_per_step,
+        )
+
+    def _save(self, step: int) -> Path:
+        target = self.trainer.target
+        return write_checkpoint(
+            self.folder,
+            step,
+            parts=self.trainer.parts,
+            optimizer=self.trainer.optimizer.state_tensors(),
+            state={
+                "target": target_record(target),
+                "train_seconds": self._train_seconds,
+                "train_tokens": self._train_tokens,
+            },
+            keep=self.config.keep_checkpoints,
+        )
+
+    def _validate(self, step: int) -> None:
+        if self.validation is None:
+            return
+        found = self.validation.measure(self.trainer)
+        self._log("validation", {"step": step, **asdict(found)})
+        decoded = "-" if found.accepted_length is None else f"{found.accepted_length:.3f}"
+        logger.info(
+            "step %d: held-out text, expected accepted length %.3f, decoded %s",
+            step,
+            found.expected_accepted_length,
+            decoded,
+        )
+
+    def _log(self, kind: str, values: dict[str, Any]) -> None:
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, **values}) + "\n")
+
+    def _check_finite(self, step: int, result: StepResult) -> None:
+        for what, value in (("loss", result.loss), ("gradient norm", result.gradient_norm)):
+            if not -float("inf") < value < float("inf"):
+                raise TrainingError(
+                    f"the {what} of step {step} is {value}, so the run stopped; {self._last_good()}; lower "
+                    f"--set train.learning_rate (now {self.config.learning_rate:g}) in a new run"
+                )
+
+    def _out_of_memory(self, step: int) -> TrainingError:
+        config = self.config
+        return TrainingError(
+            f"memory ran out in step {step}; {self._last_good()}; lower "
+            f"--set train.anchors_per_sequence (now {config.anchors_per_sequence}) or "
+            f"--set train.sequences_per_step (now {config.sequences_per_step}), or raise "
+            f"--set train.accumulation (now {config.accumulation}), which changes no result"
+        )
+
+    def _last_good(self) -> str:
+        newest = newest_checkpoint(self.folder)
+        return f"the last good checkpoint is {newest}" if newest else "no checkpoint had been written yet"
+
+
+class _Clock:
+    """Speed over the last few steps."""
+
+    def __init__(self, window: int) -> None:
+        self._steps: deque[tuple[float, int]] = deque(maxlen=max(1, window))
+
+    def add(self, seconds: float, num_tokens: int) -> None:
+        self._steps.append((seconds, num_tokens))
+
+    @property
+    def seconds_per_step(self) -> float:
+        return sum(seconds for seconds, _ in self._steps) / max(1, len(self._steps))
+
+    @property
+    def tokens_per_s(self) -> float:
+        seconds = sum(seconds for seconds, _ in self._steps)
+        return sum(tokens for _, tokens in self._steps) / seconds if seconds else 0.0
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(part in str(error) for part in ("not enough memory", "can't allocate memory", "out of memory"))

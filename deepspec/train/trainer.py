@@ -1,0 +1,192 @@
+"""One optimiser step: text, target features, draft blocks, loss, update.
+
+Features are computed online by the frozen target in this process. A step's rows may be computed in parts
+(``train.accumulation``); anchors and the loss's normaliser are those of the whole step, so the parts add up
+to the same gradient. Step k is a function of the weights, the seed and k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from deepspec.data import BatchSampler
+from deepspec.errors import ConfigError, nearest
+from deepspec.interfaces import HeadStep
+from deepspec.plugins import REINSTALL, parts_of_kind
+from deepspec.target import Target
+from deepspec.train.anchors import move, sample_anchors, select_rows
+from deepspec.train.objective import BlockObjective, Graded, OutputWeights
+from deepspec.train.optimizer import DraftOptimizer
+from deepspec.train.terms import BUILT_IN_TERMS, ObjectiveTerm
+from deepspec.types import AnchorBlocks, Features, TokenBatch
+
+if TYPE_CHECKING:
+    import pluggy
+    from torch import Tensor
+
+    from deepspec.config import RunConfig
+    from deepspec.strategy import Parts
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimiser step came to, host side.
+
+    Attributes:
+        loss: the weighted total. terms: each term before weighting.
+        expected_accepted_length: None when it was not measured.
+        gradient_norm: before clipping. learning_rate: as used.
+        num_tokens: tokens of real text in the step's rows.
+    """
+
+    loss: float
+    terms: dict[str, float]
+    expected_accepted_length: float | None
+    gradient_norm: float
+    learning_rate: float
+    num_tokens: int
+
+
+def make_objective(parts: Parts, target: Target, manager: pluggy.PluginManager) -> BlockObjective:
+    """The strategy's objective; raises ConfigError for an unknown term or one that the head cannot serve."""
+    wanted = {name: weight for name, weight in parts.strategy.objective.terms.items() if weight > 0}
+    known: dict[str, type[ObjectiveTerm]] = dict(BUILT_IN_TERMS)
+    if set(wanted) - set(known):
+        known = {**{cls.name: cls for cls in parts_of_kind(manager, ObjectiveTerm.kind)}, **known}
+    terms = []
+    for name, weight in wanted.items():
+        if name not in known:
+            raise ConfigError(f"unknown objective term {name!r}; {nearest(name, known)}; {REINSTALL}")
+        if known[name].reads_confidence and parts.head.confidence != "linear":
+            raise ConfigError(
+                f"objective term {name!r} trains a linear confidence; the head {parts.head.name!r} is set "
+                f"to {parts.head.confidence!r}; use --set head.confidence=linear or "
+                f"--set objective.terms.{name}=0"
+            )
+        terms.append((known[name](), weight))
+
+    def target_logits(hidden: Tensor) -> Tensor:
+        return target.logits(hidden.to(target.device, target.dtype)).to(hidden.device)
+
+    return BlockObjective(terms, parts.strategy.objective.position_decay, target_logits=target_logits)
+
+
+class Trainer:
+    """A draft model being trained.
+
+    Args:
+        parts: on ``device``, weights in float32 (the master weights).
+        sampler: training batches, on CPU.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        target: Target,
+        *,
+        objective: BlockObjective,
+        sampler: BatchSampler,
+        config: RunConfig,
+        device: torch.device,
+    ) -> None:
+        self.parts = parts
+        self.target = target
+        self.objective = objective
+        self.sampler = sampler
+        self.config = config
+        self.device = device
+        self.modules = parts.modules()
+        vocab_sizes = {target.info.vocab_size, len(parts.drafter.readout().weight)}
+        parameters = dict(self.modules.named_parameters())
+        self.optimizer = DraftOptimizer(parameters, config.train, vocab_sizes=vocab_sizes)
+        precision = config.train.precision
+        self._is_bfloat16 = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+
+    def step(self, number: int, *, measure: bool) -> StepResult:
+        """Run 0-based step ``number``; weights stay as they are when loss or gradient is not finite."""
+        config = self.config.train
+        self.modules.train()
+        batch = self.sampler.batch(number)
+        anchors = self._anchors(batch, step=number)
+        total = self.objective.total_weight(anchors.valid)
+        graded: Graded | None = None
+        for rows, blocks in self._split(batch, anchors, config.accumulation):
+            part = self._learn(rows, blocks, total_weight=total, measure=measure)
+            graded = part if graded is None else graded + part
+        norm, rate = self.optimizer.step(number)
+        weights = [weight for _, weight in self.objective.terms]
+        sums = [0.0] * len(weights) if graded is None else [s / total for s in graded.term_sums.tolist()]
+        return StepResult(
+            loss=sum(weight * value for weight, value in zip(weights, sums, strict=True)),
+            terms={term.name: value for (term, _), value in zip(self.objective.terms, sums, strict=True)},
+            expected_accepted_length=graded.expected_accepted_length() if graded and measure else None,
+            gradient_norm=float(norm),
+            learning_rate=rate,
+            num_tokens=int((batch.segments >= 0).sum()),
+        )
+
+    @torch.no_grad()
+    def expected_accepted_length(self, batches: Sequence[TokenBatch]) -> float:
+        """1 + sum over k of the mean survival, over anchors of held-out rows; the same anchors every time."""
+        self.modules.eval()
+        graded: Graded | None = None
+        for number, batch in enumerate(batches):
+            blocks = self._anchors(batch, step=-1 - number)
+            if len(blocks.rows):
+                hidden, step, weights, features, anchors = self._forward(batch, blocks)
+                part = self.objective.measure(hidden, step, weights, features=features, anchors=anchors)
+                graded = part if graded is None else graded + part
+        return 1.0 if graded is None else graded.expected_accepted_length()
+
+    def _anchors(self, batch: TokenBatch, *, step: int) -> AnchorBlocks:
+        return sample_anchors(
+            batch,
+            self.config.train.anchors_per_sequence,
+            draft_length=self.parts.strategy.draft_length,
+            seed=self.config.seed,
+            step=step,
+        )
+
+    def _split(
+        self, batch: TokenBatch, anchors: AnchorBlocks, num_parts: int
+    ) -> Iterator[tuple[TokenBatch, AnchorBlocks]]:
+        """The step's rows in at most ``num_parts`` parts, without those that have no anchor."""
+        size = -(-len(batch.tokens) // num_parts)
+        for start in range(0, len(batch.tokens), size):
+            fields = (batch.tokens, batch.segments, batch.positions, batch.supervised)
+            blocks = select_rows(anchors, start, start + size)
+            if len(blocks.rows):
+                yield TokenBatch(*(field[start : start + size] for field in fields)), blocks
+
+    def _learn(
+        self, batch: TokenBatch, blocks: AnchorBlocks, *, total_weight: float, measure: bool
+    ) -> Graded:
+        with self._autocast():
+            hidden, step, weights, features, anchors = self._forward(batch, blocks)
+            return self.objective.learn(
+                hidden,
+                step,
+                weights,
+                features=features,
+                anchors=anchors,
+                total_weight=total_weight,
+                measure=measure,
+            )
+
+    def _forward(
+        self, batch: TokenBatch, blocks: AnchorBlocks
+    ) -> tuple[Tensor, HeadStep, OutputWeights, Features, AnchorBlocks]:
+        drafter, head = self.parts.drafter, self.parts.head
+        found = self.target.features(batch.to(self.target.device), drafter.target_layers)
+        features = Features(found.tapped.to(self.device), found.last_hidden.to(self.device))
+        anchors = move(blocks, self.device)
+        hidden = drafter.block(batch.to(self.device), features, anchors)
+        step = head.block(anchors.previous, hidden)
+        return hidden, step, OutputWeights(drafter.readout(), head.output_weight), features, anchors
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_bfloat16)

@@ -98,9 +98,13 @@ def token_events(
 ) -> Iterator[TokenEvent]:
     """The engine's events for one prompt; raises ConfigError when the prompt has no tokens."""
     from deepspec.engine import Engine, SamplingParams
+    from deepspec.plugins import create_plugin_manager, round_observer
 
-    tokens = run.target.tokenizer(prompt)["input_ids"]
+    tokenizer = run.target.tokenizer
+    assert tokenizer is not None, "a run's target always has its tokenizer"
+    tokens = tokenizer(prompt)["input_ids"]
     if not tokens:
         raise ConfigError("the prompt is empty; give some text to continue")
-    engine = Engine(run.target, None if plain else run.parts, max_batch=1)
+    observer = round_observer(create_plugin_manager())
+    engine = Engine(run.target, None if plain else run.parts, max_batch=1, observers=[observer])
     return engine.stream([tokens], params or SamplingParams())

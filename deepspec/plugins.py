@@ -9,16 +9,19 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from deepspec import hookspecs
 from deepspec.errors import ConfigError, PluginError, nearest
 from deepspec.strategy import Strategy
+
+if TYPE_CHECKING:
+    from deepspec.types import RoundRecord, StepRecord
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +163,16 @@ def describe_plugins(manager: pluggy.PluginManager) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def step_observer(manager: pluggy.PluginManager) -> Callable[[StepRecord], None]:
+    """Hands each optimiser step to the plugins that observe them."""
+    return lambda record: manager.hook.deepspec_step_trained(record=record)
+
+
+def round_observer(manager: pluggy.PluginManager) -> Callable[[RoundRecord], None]:
+    """Hands each engine step to the plugins that observe rounds."""
+    return lambda record: manager.hook.deepspec_round_verified(record=record)
 
 
 def _entry_points() -> list[EntryPoint]:

@@ -31,8 +31,8 @@ def report_failures(app: typer.Typer, arguments: Sequence[str] | None) -> int:
         return _say(f"{'.'.join(map(str, details['loc']))}: {details['msg']}", BAD_INPUT)
     except _UsageError as error:
         return _say(_usage(error), BAD_INPUT)
-    except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted", INTERRUPTED)
+    except (KeyboardInterrupt, typer.Abort) as interruption:
+        return _say(str(interruption) or "interrupted", INTERRUPTED)
     except BrokenPipeError:
         # The reader has left (`deepspec ... | head`); keep the interpreter from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -21,7 +21,17 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from deepspec.types import AnchorBlocks, Anchors, Draft, Extension, Features, Load, TargetRows, TokenBatch, Verdict
+from deepspec.types import (
+    AnchorBlocks,
+    Anchors,
+    Draft,
+    Extension,
+    Features,
+    Load,
+    TargetRows,
+    TokenBatch,
+    Verdict,
+)
 
 
 class PartConfig(BaseModel):

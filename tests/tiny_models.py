@@ -15,6 +15,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from deepspec.interfaces import TargetInfo
+from deepspec.target import make_target
+
 VOCAB = 97
 _SHAPE = {
     "vocab_size": VOCAB,
@@ -48,7 +51,14 @@ def gemma3(**changes: object) -> PreTrainedModel:
 FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {"qwen3": qwen3, "llama": llama, "gemma3": gemma3}
 
 
-def make(family: str, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: object) -> PreTrainedModel:
+def make(
+    family: str, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: object
+) -> PreTrainedModel:
     """A model with random weights from ``seed``."""
     torch.manual_seed(seed)
     return FAMILIES[family](**changes).to(dtype).eval()
+
+
+def tiny_info() -> TargetInfo:
+    """Sizes and weights of a tiny target, for parts that are tested without running it."""
+    return make_target(make("qwen3")).info

@@ -123,7 +123,9 @@ class Engine:
         return events
 
     def run(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[Completion]:
         """Generate for all prompts; completions in their order."""
         numbers = self._submit_all(prompts, params)
@@ -132,7 +134,9 @@ class Engine:
         return [self.completions.pop(number) for number in numbers]
 
     def stream(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> Iterator[TokenEvent]:
         """Generate for all prompts, yielding events as they come."""
         numbers = self._submit_all(prompts, params)
@@ -147,7 +151,9 @@ class Engine:
         shared = params is None or isinstance(params, SamplingParams)
         each = [params] * len(prompts) if shared else list(params)  # type: ignore[list-item, arg-type]
         if len(each) != len(prompts):
-            raise ConfigError(f"{len(each)} sampling parameters for {len(prompts)} prompts; give one or as many")
+            raise ConfigError(
+                f"{len(each)} sampling parameters for {len(prompts)} prompts; give one or as many"
+            )
         return [self.submit(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
 
     def _check(self, prompt: Sequence[int], params: SamplingParams) -> None:
@@ -161,7 +167,9 @@ class Engine:
             )
         wrong = next((t for t in prompt if not 0 <= t < vocab_size), None)
         if wrong is not None:
-            raise ConfigError(f"prompt token {wrong} is not in the target's vocabulary; allowed are 0..{vocab_size - 1}")
+            raise ConfigError(
+                f"prompt token {wrong} is not in the target's vocabulary; allowed are 0..{vocab_size - 1}"
+            )
 
     def _commit(self, plan: StepPlan, outcome: StepOutcome, events: list[TokenEvent]) -> list[RequestRound]:
         """Append what was gained to each request, note events and rounds."""
@@ -203,7 +211,12 @@ class Engine:
         self.completions[request.request_id] = request.completion()
 
     def _observe(
-        self, plan: StepPlan, outcome: StepOutcome, rounds: list[RequestRound], extend_ms: float, total_ms: float
+        self,
+        plan: StepPlan,
+        outcome: StepOutcome,
+        rounds: list[RequestRound],
+        extend_ms: float,
+        total_ms: float,
     ) -> None:
         if not self._observers:
             return

@@ -22,7 +22,7 @@ from deepspec.engine.queue import StepPlan
 from deepspec.engine.request import Request
 from deepspec.errors import ConfigError
 from deepspec.interfaces import RoundUniforms
-from deepspec.sampling import batch_sampling
+from deepspec.sampling import SamplingParams, batch_sampling
 from deepspec.strategy import Parts
 from deepspec.target import KVSlots, Span, Target
 from deepspec.target.packed import span_rows
@@ -72,6 +72,7 @@ class Loop:
         self.target, self.parts, self.cache = target, parts, cache
         self._layers = parts.drafter.target_layers
         self._draft_device = parts.drafter.context.target.embedding.device
+        self._last_sampling: tuple[tuple[SamplingParams, ...], Sampling] | None = None
         target.check_layers(self._layers)
         if parts.policy.needs_confidence and parts.head.confidence == "none":
             raise ConfigError(
@@ -91,7 +92,9 @@ class Loop:
         if proposal is not None:
             rows = [0, *np.cumsum([1 + n for n in proposal.rows]).tolist()]
             target_rows = TargetRows(logits[: rows[-1]], self._ids(rows[:-1]), proposal.sampling)
-            verdicts.append(self.parts.verifier.verify(target_rows, proposal.draft, proposal.lengths, proposal.noise))
+            verdicts.append(
+                self.parts.verifier.verify(target_rows, proposal.draft, proposal.lengths, proposal.noise)
+            )
             lengths.append(proposal.lengths)
             drafts.append(proposal.draft.tokens)
         closing = tuple(chunk.request for chunk in plan.chunks if chunk.is_last)
@@ -154,7 +157,9 @@ class Loop:
                 max_position=max(positions),
                 num_draft=num_draft,
             )
-            drafted = run_draft(self.parts, start, _sampling_on(sampling, self._draft_device), noise.to(self._draft_device))
+            drafted = run_draft(
+                self.parts, start, _sampling_on(sampling, self._draft_device), noise.to(self._draft_device)
+            )
             draft = _draft_on(drafted.draft, self.target.device)
             if self.parts.policy.needs_confidence:
                 survival = self.parts.calibrator.conditional(drafted.confidence).cumprod(dim=1)
@@ -169,10 +174,19 @@ class Loop:
         if proposal is not None:
             block = torch.cat([proposal.anchors[:, None], proposal.draft.tokens], dim=1)
             width = block.shape[1]
-            spans += [Span(r.slot, len(r.tokens) - 1, 1 + n) for r, n in zip(plan.decoding, proposal.rows, strict=True)]
+            spans += [
+                Span(r.slot, len(r.tokens) - 1, 1 + n)
+                for r, n in zip(plan.decoding, proposal.rows, strict=True)
+            ]
             flat = block.flatten()
             if any(1 + n < width for n in proposal.rows):
-                flat = flat[self._ids(np.concatenate([np.arange(i * width, i * width + 1 + n) for i, n in enumerate(proposal.rows)]))]
+                flat = flat[
+                    self._ids(
+                        np.concatenate(
+                            [np.arange(i * width, i * width + 1 + n) for i, n in enumerate(proposal.rows)]
+                        )
+                    )
+                ]
             parts.append(flat)
         num_verify = sum(span.count for span in spans)
         total = num_verify
@@ -198,7 +212,13 @@ class Loop:
         return self.parts.verifier.verify(target, _empty_draft(rows, noise), torch.zeros_like(rows), uniforms)
 
     def _sampling(self, requests: Sequence[Request]) -> Sampling:
-        return batch_sampling([r.params for r in requests], self.target.info.vocab_size, self.target.device)
+        params = tuple(r.params for r in requests)
+        if self._last_sampling is None or self._last_sampling[0] != params:
+            self._last_sampling = (
+                params,
+                batch_sampling(params, self.target.info.vocab_size, self.target.device),
+            )
+        return self._last_sampling[1]
 
     def _ids(self, values: Sequence[int] | NDArray[np.int64], *, draft: bool = False) -> Tensor:
         device = self._draft_device if draft else self.target.device
@@ -212,7 +232,9 @@ class Loop:
         return Features(features.tapped.to(device), features.last_hidden.to(device))
 
 
-def to_host(verdicts: Sequence[Verdict], lengths: Sequence[Tensor], drafts: Sequence[Tensor]) -> NDArray[np.int64]:
+def to_host(
+    verdicts: Sequence[Verdict], lengths: Sequence[Tensor], drafts: Sequence[Tensor]
+) -> NDArray[np.int64]:
     """The step's one device-to-host copy: rows of accepted, bonus, verified, then the drafted tokens."""
     columns = [
         torch.cat([torch.stack([v.accepted, v.bonus, n], dim=1), d], dim=1)

@@ -37,6 +37,11 @@ def round_noise(
     positions = np.asarray(anchors, dtype=np.uint64)[:, None] + offsets
     drawn = uniforms(np.asarray(seeds, dtype=np.uint64)[:, None], positions, indices, streams)
     noise = torch.from_numpy(drawn).to(device, non_blocking=True)
-    sizes = [num_draft, num_draft * ("accept" in reads), int("residual" in reads), (num_draft + 1) * ("delta" in reads)]
+    sizes = [
+        num_draft,
+        num_draft * ("accept" in reads),
+        int("residual" in reads),
+        (num_draft + 1) * ("delta" in reads),
+    ]
     draft, accept, residual, delta = noise.split(sizes, dim=1)
     return draft, RoundUniforms(accept=accept[..., 0], residual=residual.flatten(1), delta=delta)

@@ -14,7 +14,9 @@ from deepspec.interfaces import BuildContext, HeadStep, PartConfig, SequentialHe
 class MarkovConfig(PartConfig):
     """Options of the Markov head."""
 
-    rank: int = Field(default=256, ge=1, description="Z, the rank of the correction")
+    rank: int | None = Field(
+        default=None, ge=1, description="Z; null is a third of the hidden size, at most 256"
+    )
     confidence: Literal["linear", "row_max", "none"] = Field(
         default="linear", description="where conditional acceptance estimates come from"
     )
@@ -29,12 +31,13 @@ class MarkovHead(SequentialHead[None]):
 
     def __init__(self, config: MarkovConfig, context: BuildContext) -> None:
         super().__init__(config, context)
-        self.markov_w1 = nn.Embedding(context.target.vocab_size, config.rank)
-        self.markov_w2 = nn.Linear(config.rank, context.draft_vocab_size, bias=False)
-        nn.init.normal_(self.markov_w1.weight, std=config.rank**-0.5)
+        rank = config.rank or min(256, max(1, context.hidden_size // 3))
+        self.markov_w1 = nn.Embedding(context.target.vocab_size, rank)
+        self.markov_w2 = nn.Linear(rank, context.draft_vocab_size, bias=False)
+        nn.init.normal_(self.markov_w1.weight, std=rank**-0.5)
         nn.init.zeros_(self.markov_w2.weight)
         linear = config.confidence == "linear"
-        self.confidence_head = nn.Linear(context.hidden_size + config.rank, 1) if linear else None
+        self.confidence_head = nn.Linear(context.hidden_size + rank, 1) if linear else None
 
     @property
     def output_weight(self) -> Tensor | None:

@@ -22,7 +22,7 @@ def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
 
     A token of zero weight is never drawn; a row of zero mass gives token 0.
     """
-    first, second = uniforms.to(weights.dtype).unbind(-1)
+    first, second = _below_one(uniforms, weights.dtype).unbind(-1)
     if weights.shape[-1] <= BLOCK:
         return _invert(weights, second)
     padding = -weights.shape[-1] % BLOCK
@@ -30,6 +30,11 @@ def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
     chosen = _invert(blocks.sum(dim=-1), first)
     inside = blocks.gather(1, chosen[:, None, None].expand(-1, 1, BLOCK))[:, 0]
     return chosen * BLOCK + _invert(inside, second)
+
+
+def _below_one(uniforms: Tensor, dtype: torch.dtype) -> Tensor:
+    """Uniforms in ``dtype``, held below 1 where rounding would reach it."""
+    return uniforms.to(dtype).clamp(max=1 - torch.finfo(dtype).eps / 2)
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
@@ -43,7 +48,9 @@ def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
     return torch.minimum(index, last).clamp_(max=weights.shape[-1] - 1)
 
 
-def token_rule(target: TargetRows, draft: Draft, lengths: Tensor, accept: Tensor, residual: Tensor) -> Verdict:
+def token_rule(
+    target: TargetRows, draft: Draft, lengths: Tensor, accept: Tensor, residual: Tensor
+) -> Verdict:
     """Speculative sampling (Leviathan 2023, Chen 2023): accept x_i iff u_i q_i(x_i) < p_i(x_i).
 
     Args:
@@ -53,13 +60,13 @@ def token_rule(target: TargetRows, draft: Draft, lengths: Tensor, accept: Tensor
         accept: uniforms ``[R, G]``. residual: uniforms ``[R, 2]``.
     """
     num_draft = draft.tokens.shape[1]
-    rows, requests = _row_index(target, num_draft)
-    values = process_rows(target.logits, target.sampling, requests)
+    rows = _row_index(target, num_draft)
+    values = _processed(target)
     log_total = values.logsumexp(dim=-1)
     token_rows = rows[:, :num_draft]
     log_p = values[token_rows, draft.tokens] - log_total[token_rows]
     log_q = draft.log_q.to(log_p.dtype)
-    kept = accept.to(log_p.dtype) * log_q.exp() < log_p.exp()
+    kept = _below_one(accept, log_p.dtype) * log_q.exp() < log_p.exp()
     accepted = _prefix_length(kept, lengths)
     final = rows.gather(1, accepted[:, None])[:, 0]
     weights = (values[final] - log_total[final, None]).exp()
@@ -74,22 +81,26 @@ def delta_rule(target: TargetRows, draft: Draft, lengths: Tensor, noise: Tensor)
     ``noise`` is ``[R, G+1, 2]``.
     """
     num_draft = draft.tokens.shape[1]
-    rows, requests = _row_index(target, num_draft)
-    values = process_rows(target.logits, target.sampling, requests)
-    flat = rows.flatten()
-    weights = (values - values.logsumexp(dim=-1, keepdim=True)).exp()[flat]
+    rows = _row_index(target, num_draft)
+    weights = _processed(target).softmax(dim=-1)[rows.flatten()]
     drawn = draw(weights, noise.flatten(0, 1)).view(rows.shape)
     accepted = _prefix_length(drawn[:, :num_draft] == draft.tokens, lengths)
     return Verdict(accepted=accepted, bonus=drawn.gather(1, accepted[:, None])[:, 0])
 
 
-def _row_index(target: TargetRows, num_draft: int) -> tuple[Tensor, Tensor]:
-    """Packed row of every (request, position) ``[R, G+1]``, clamped to the last row; and each row's request."""
-    num_rows = target.logits.shape[0]
+def _row_index(target: TargetRows, num_draft: int) -> Tensor:
+    """Packed row of every (request, position) ``[R, G+1]``, clamped to the last row."""
     steps = torch.arange(num_draft + 1, device=target.starts.device)
-    rows = (target.starts[:, None] + steps).clamp_(max=num_rows - 1)
-    every_row = torch.arange(num_rows, device=target.starts.device)
-    return rows, torch.searchsorted(target.starts, every_row, right=True) - 1
+    return (target.starts[:, None] + steps).clamp_(max=target.logits.shape[0] - 1)
+
+
+def _processed(target: TargetRows) -> Tensor:
+    """Every packed row under its own request's parameters."""
+    if target.sampling.is_plain:
+        return scale(target.logits, target.sampling)
+    every_row = torch.arange(target.logits.shape[0], device=target.starts.device)
+    requests = torch.searchsorted(target.starts, every_row, right=True) - 1
+    return process_rows(target.logits, target.sampling, requests)
 
 
 def _prefix_length(kept: Tensor, lengths: Tensor) -> Tensor:

@@ -10,7 +10,13 @@ class SlotStore:
     """A tensor ``[slots, positions, *shape]``; later writes to a position replace earlier ones."""
 
     def __init__(
-        self, num_slots: int, max_positions: int, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device
+        self,
+        num_slots: int,
+        max_positions: int,
+        shape: tuple[int, ...],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self.max_positions = max_positions
         self._rows = torch.zeros((num_slots * max_positions, *shape), dtype=dtype, device=device)

@@ -35,7 +35,12 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         checks = (
-            ("temperature", self.temperature, "a number >= 0", math.isfinite(self.temperature) and self.temperature >= 0),
+            (
+                "temperature",
+                self.temperature,
+                "a number >= 0",
+                math.isfinite(self.temperature) and self.temperature >= 0,
+            ),
             ("top_k", self.top_k, "an integer >= 0 (0 is off)", self.top_k >= 0),
             ("top_p", self.top_p, "in (0, 1] (1 is off)", 0 < self.top_p <= 1),
             ("min_p", self.min_p, "in [0, 1] (0 is off)", 0 <= self.min_p <= 1),

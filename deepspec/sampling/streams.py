@@ -40,7 +40,9 @@ def philox(key: Array, counter: tuple[Array, Array, Array, Array]) -> tuple[Arra
     return c0, c1, c2, c3
 
 
-def uniforms(seeds: Array, positions: Array, indices: Array, stream: Array | Stream, epoch: int = 0) -> NDArray[np.float64]:
+def uniforms(
+    seeds: Array, positions: Array, indices: Array, stream: Array | Stream, epoch: int = 0
+) -> NDArray[np.float64]:
     """Two uniforms in [0, 1) with 53 bits for every broadcast element: shape ``[..., 2]``.
 
     Args:

@@ -95,7 +95,9 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> transformers.PreTr
     )
 
 
-def token_rows(tokenizer: transformers.PreTrainedTokenizerFast, files: Sequence[SourceFile], width: int) -> Tensor:
+def token_rows(
+    tokenizer: transformers.PreTrainedTokenizerFast, files: Sequence[SourceFile], width: int
+) -> Tensor:
     """All files, each closed by the end token, cut into rows ``[num_rows, width]``."""
     end = tokenizer.eos_token_id
     ids: list[int] = []
@@ -148,7 +150,9 @@ def learning_rate_factor(step: int, recipe: Recipe) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def fit(model: nn.Module, rows: Tensor, held_out: Tensor, recipe: Recipe, out: Path) -> list[dict[str, float]]:
+def fit(
+    model: nn.Module, rows: Tensor, held_out: Tensor, recipe: Recipe, out: Path
+) -> list[dict[str, float]]:
     """Train in place with Muon (hidden matrices) and AdamW (the rest); returns the logged curve."""
     named = list(model.named_parameters())
     hidden = [p for name, p in named if p.ndim == 2 and "embed" not in name]
@@ -191,7 +195,9 @@ def fit(model: nn.Module, rows: Tensor, held_out: Tensor, recipe: Recipe, out: P
 
 def save_model(model: nn.Module, out: Path) -> None:
     """Write bf16 weights (the tied head once) and the configuration."""
-    weights = {k: v.detach().bfloat16().contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    weights = {
+        k: v.detach().bfloat16().contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"
+    }
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     model.config.dtype = torch.bfloat16
     model.config.save_pretrained(out)
@@ -227,7 +233,9 @@ def build(out: Path, recipe: Recipe) -> None:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        "sha256": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.glob("*.safetensors"))},
+        "sha256": {
+            p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.glob("*.safetensors"))
+        },
     }
     (out / "build-log.json").write_text(json.dumps(record, indent=1) + "\n")
 

@@ -72,7 +72,9 @@ class Target:
                     "(a drafter that wants the last hidden state reads features.last_hidden)"
                 )
 
-    def forward(self, tokens: Tensor, spans: Sequence[Span], cache: KVSlots | None, layers: Sequence[int]) -> Features:
+    def forward(
+        self, tokens: Tensor, spans: Sequence[Span], cache: KVSlots | None, layers: Sequence[int]
+    ) -> Features:
         """One packed forward.
 
         Args:
@@ -111,7 +113,9 @@ class Target:
         spans, columns = _document_spans(batch)
         if len(columns) == rows * length:
             packed = self.forward(batch.tokens.flatten(), spans, None, layers)
-            return Features(packed.tapped.unflatten(0, (rows, length)), packed.last_hidden.unflatten(0, (rows, length)))
+            return Features(
+                packed.tapped.unflatten(0, (rows, length)), packed.last_hidden.unflatten(0, (rows, length))
+            )
         index = torch.tensor(columns, device=batch.tokens.device)
         packed = self.forward(batch.tokens.flatten()[index], spans, None, layers)
         return Features(*(_spread(part, index, rows, length) for part in (packed.tapped, packed.last_hidden)))
@@ -193,7 +197,9 @@ def make_target(
     kinds = set(getattr(config, "layer_types", None) or ())
     other = kinds - {"full_attention", "sliding_attention"}
     if other:
-        raise TargetError(f"{name} has {', '.join(sorted(other))} layers; supported are full and sliding attention")
+        raise TargetError(
+            f"{name} has {', '.join(sorted(other))} layers; supported are full and sliding attention"
+        )
     model.set_attn_implementation(ATTENTION_NAME)
     target = Target(
         model=model,
@@ -279,7 +285,9 @@ def _check_readout(target: Target) -> None:
     span = [Span(slot=0, start=0, count=count)]
     ours = target.logits(target.forward(tokens, span, None, ()).last_hidden)
     plan = plan_step(span, target.device, None)
-    theirs = target.model(input_ids=tokens[None], position_ids=tokens[None], use_cache=False, packed=plan).logits[0]
+    theirs = target.model(
+        input_ids=tokens[None], position_ids=tokens[None], use_cache=False, packed=plan
+    ).logits[0]
     scale = theirs.float().abs().max().clamp(min=1.0)
     if not torch.allclose(ours.float() / scale, theirs.float() / scale, atol=2e-2):
         raise TargetError(

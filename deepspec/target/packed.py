@@ -43,7 +43,7 @@ def span_rows(spans: Sequence[Span]) -> tuple[NDArray[np.int64], NDArray[np.int6
 
 
 class KVSlots(Cache):
-    """Keys and values of ``num_slots`` requests, ``[slots * positions, kv heads, head size]`` a layer.
+    """Keys and values of ``num_slots`` requests, ``[slots, positions, kv heads, head size]`` a layer.
 
     ``update`` writes the step's rows at ``index`` (set by the target before each forward); layers are
     allocated at their first write because head sizes may differ between them.
@@ -58,19 +58,23 @@ class KVSlots(Cache):
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Scatter ``[1, kv heads, T, d]`` into the slots; the attention function reads them back from there."""
         for store, new in ((self.keys, key_states), (self.values, value_states)):
             if layer_idx not in store:
-                shape = (self.num_slots * self.max_positions, new.shape[1], new.shape[3])
-                store[layer_idx] = new.new_zeros(shape)
-            store[layer_idx].index_copy_(0, self.index, new[0].transpose(0, 1))
+                store[layer_idx] = new.new_zeros(
+                    (self.num_slots, self.max_positions, new.shape[1], new.shape[3])
+                )
+            store[layer_idx].view(-1, new.shape[1], new.shape[3]).index_copy_(
+                0, self.index, new[0].transpose(0, 1)
+            )
         return key_states, value_states
 
     def read(self, layer: int, slots: slice | Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Keys and values ``[n, kv heads, length, d]`` of some slots; a view when the slots are a range."""
-        shape = (self.num_slots, self.max_positions)
-        keys, values = (store[layer].unflatten(0, shape)[slots, :length] for store in (self.keys, self.values))
+        keys, values = self.keys[layer][slots, :length], self.values[layer][slots, :length]
         return keys.transpose(1, 2), values.transpose(1, 2)
 
     def get_seq_length(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> int:
@@ -131,7 +135,9 @@ def plan_step(spans: Sequence[Span], device: torch.device, cache: KVSlots | None
         else:
             key = (span.start, span.count, -1)
         buckets[key].append(number)
-    groups = tuple(_make_group([(spans[i], offsets[i]) for i in members], device) for members in buckets.values())
+    groups = tuple(
+        _make_group([(spans[i], offsets[i]) for i in members], device) for members in buckets.values()
+    )
     return PackedPlan(groups, cache, total)
 
 
@@ -199,28 +205,26 @@ def packed_attention(
     """Attention of ``query [1, heads, T, d]`` over each request's own keys; returns ``[1, T, heads, d]``."""
     if packed is None:
         raise ValueError(f"attention {ATTENTION_NAME!r} needs the step's plan; call the model through Target")
-    heads, size = query.shape[1], query.shape[3]
-    rows = query[0].transpose(0, 1)
-    out = torch.empty((packed.num_rows, heads, value.shape[3]), dtype=query.dtype, device=query.device)
     sinks = getattr(module, "sinks", None)
+    results = []
     for number, group in enumerate(packed.groups):
         if packed.cache is None:
-            keys, values = (_grouped(part[0].transpose(0, 1), group) for part in (key, value))
+            keys, values = _grouped(key, group), _grouped(value, group)
         else:
             keys, values = packed.cache.read(module.layer_idx, group.slots, group.num_keys)
-        repeats = heads // keys.shape[1]
-        queries = _grouped(rows, group)
+        queries = _grouped(query, group)
+        repeats = query.shape[1] // keys.shape[1]
         if softcap is None and sinks is None and group.causal and _window_is_wide(group, sliding_window):
             result = scaled_dot_product_attention(
                 queries, keys, values, is_causal=group.num_queries > 1, scale=scaling, enable_gqa=repeats > 1
             )
         else:
-            folded = queries.unflatten(1, (keys.shape[1], repeats)).flatten(2, 3)
+            folded = queries.reshape(group.num_spans, keys.shape[1], repeats * group.num_queries, -1)
             mask = packed.mask(number, sliding_window, repeats, query.dtype)
-            folded = _attend(folded, keys, values, mask, scaling or size**-0.5, softcap, sinks)
-            result = folded.unflatten(2, (repeats, group.num_queries)).flatten(1, 2)
-        _put(out, group, result)
-    return out[None], None
+            folded = _attend(folded, keys, values, mask, scaling or query.shape[3] ** -0.5, softcap, sinks)
+            result = folded.reshape(queries.shape[:3] + values.shape[3:])
+        results.append(result.transpose(1, 2))
+    return _packed(results, packed), None
 
 
 def _window_is_wide(group: Group, window: int | None) -> bool:
@@ -229,22 +233,35 @@ def _window_is_wide(group: Group, window: int | None) -> bool:
 
 
 def _grouped(rows: Tensor, group: Group) -> Tensor:
-    """Packed rows ``[T, heads, d]`` as the group's ``[n, heads, Q, d]``."""
-    if isinstance(group.rows, slice):
-        return rows[group.rows].unflatten(0, (group.num_spans, group.num_queries)).transpose(1, 2)
-    return rows[group.rows].transpose(1, 2)
+    """Packed rows ``[1, heads, T, d]`` as the group's ``[n, heads, Q, d]``."""
+    if not isinstance(group.rows, slice):
+        return rows[0][:, group.rows].transpose(0, 1)
+    if group.num_spans == 1:
+        return rows[:, :, group.rows]
+    return rows[0, :, group.rows].unflatten(1, (group.num_spans, group.num_queries)).transpose(0, 1)
 
 
-def _put(out: Tensor, group: Group, result: Tensor) -> None:
-    values = result.transpose(1, 2)
-    if isinstance(group.rows, slice):
-        out[group.rows] = values.flatten(0, 1)
-    elif group.real is not None:
-        out[group.real[0]] = values.flatten(0, 1)[group.real[1]]
+def _packed(results: list[Tensor], plan: PackedPlan) -> Tensor:
+    """The groups' ``[n, Q, heads, d]`` back as packed rows ``[1, T, heads, d]``."""
+    if len(results) == 1 and isinstance(plan.groups[0].rows, slice):
+        return results[0].flatten(0, 1)[None]
+    out = results[0].new_empty((plan.num_rows, *results[0].shape[2:]))
+    for group, result in zip(plan.groups, results, strict=True):
+        if isinstance(group.rows, slice):
+            out[group.rows] = result.flatten(0, 1)
+        elif group.real is not None:
+            out[group.real[0]] = result.flatten(0, 1)[group.real[1]]
+    return out[None]
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float | None, sinks: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """Masked attention; SDPA unless a soft-cap or sinks are asked for, which it has no argument for."""
     if softcap is None and sinks is None:

@@ -9,7 +9,9 @@ from deepspec.strategy import Objective, Strategy
 @hookimpl
 def deepspec_strategies() -> list[Strategy]:
     """The published composition."""
-    return [Strategy(name="dflash", drafter="dflash", objective=Objective(terms={"ce": 1.0}, position_decay=4.0))]
+    return [
+        Strategy(name="dflash", drafter="dflash", objective=Objective(terms={"ce": 1.0}, position_decay=4.0))
+    ]
 
 
 @hookimpl

@@ -23,9 +23,15 @@ from deepspec.types import AnchorBlocks, Anchors, Extension, Features, TokenBatc
 class DFlashConfig(PartConfig):
     """Options of the DFlash drafter; a size left out is the target's."""
 
-    num_layers: int = Field(default=5, ge=1, description="draft layers")
-    num_target_layers: int = Field(default=5, ge=1, description="tapped target layers, evenly spread, when not named")
-    target_layers: tuple[int, ...] | None = Field(default=None, description="tapped target layers, 0-based, never the last")
+    num_layers: int | None = Field(
+        default=None, ge=1, description="draft layers; null is a sixth of the target's depth, at most 5"
+    )
+    num_target_layers: int = Field(
+        default=5, ge=1, description="tapped target layers, evenly spread, when not named"
+    )
+    target_layers: tuple[int, ...] | None = Field(
+        default=None, description="tapped target layers, 0-based, never the last"
+    )
     mask_token_id: int | None = Field(default=None, description="token id that real text never uses")
     intermediate_size: int | None = Field(default=None, ge=1, description="width of the draft MLP")
     num_heads: int | None = Field(default=None, ge=1, description="attention heads")
@@ -37,6 +43,11 @@ class BlockState:
     """A round's hidden states ``[R, G, H]``."""
 
     hidden: Tensor
+
+
+def draft_depth(num_layers: int) -> int:
+    """Draft layers for a target of that depth: five for the published ones, fewer where the target is shallow."""
+    return min(5, max(1, round(num_layers / 6)))
 
 
 def even_layers(num_layers: int, count: int) -> tuple[int, ...]:
@@ -66,22 +77,26 @@ class ContextAttention(nn.Module):
         keys = self.k_norm(self.k_proj(x).unflatten(-1, heads))
         return apply_rotary(keys, table), self.v_proj(x).unflatten(-1, heads)
 
-    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], context: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, table: tuple[Tensor, Tensor], context: tuple[Tensor, Tensor], mask: Tensor
+    ) -> Tensor:
         """One block pass.
 
         Args:
             x: ``[B, Q, size]``. table: rotary table of the Q positions.
             context: keys and values ``[B, L, kv heads, d]``.
-            mask: additive ``[B, 1, Q, L + Q]``.
+            mask: additive ``[B, 1, heads per kv head * Q, L + Q]``.
         """
         keys, values = self.keys_values(x, table)
         keys = torch.cat([context[0], keys], dim=1).transpose(1, 2)
         values = torch.cat([context[1], values], dim=1).transpose(1, 2)
         repeats = self.num_heads // self.num_kv_heads
-        query = apply_rotary(self.q_norm(self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim))), table)
-        query = query.transpose(1, 2).unflatten(1, (self.num_kv_heads, repeats)).flatten(2, 3)
-        out = scaled_dot_product_attention(query, keys, values, attn_mask=mask.repeat(1, 1, repeats, 1))
-        out = out.unflatten(2, (repeats, -1)).flatten(1, 2).transpose(1, 2)
+        query = apply_rotary(
+            self.q_norm(self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim))), table
+        )
+        query = query.transpose(1, 2).reshape(len(x), self.num_kv_heads, repeats * x.shape[1], self.head_dim)
+        out = scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        out = out.reshape(len(x), self.num_heads, x.shape[1], self.head_dim).transpose(1, 2)
         return self.o_proj(out.flatten(2))
 
 
@@ -95,7 +110,9 @@ class DraftLayer(nn.Module):
         self.input_layernorm = RMSNorm(size, eps)
         self.post_attention_layernorm = RMSNorm(size, eps)
 
-    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], context: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, table: tuple[Tensor, Tensor], context: tuple[Tensor, Tensor], mask: Tensor
+    ) -> Tensor:
         """See :meth:`ContextAttention.forward`."""
         x = x + self.self_attn(self.input_layernorm(x), table, context, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
@@ -116,6 +133,7 @@ class DFlashDrafter(Drafter[BlockState]):
         self.mask_token_id = _mask_token(config, context)
         size, eps = info.hidden_size, info.rms_norm_eps
         heads, kv_heads = config.num_heads or info.num_heads, config.num_kv_heads or info.num_kv_heads
+        self.repeats = heads // kv_heads
         self.fc = nn.Linear(len(self._target_layers) * size, size, bias=False)
         self.hidden_norm = RMSNorm(size, eps)
         self.layers = nn.ModuleList(
@@ -125,7 +143,7 @@ class DFlashDrafter(Drafter[BlockState]):
                 ContextAttention(size, heads, kv_heads, info.head_dim, eps),
                 eps,
             )
-            for _ in range(config.num_layers)
+            for _ in range(config.num_layers or draft_depth(info.num_layers))
         )
         self.norm = RMSNorm(size, eps)
         self.slots: list[tuple[SlotStore, SlotStore]] = []
@@ -163,7 +181,7 @@ class DFlashDrafter(Drafter[BlockState]):
         length = anchors.max_position
         seen = torch.arange(length, device=anchors.positions.device) < anchors.positions[:, None]
         mask = torch.zeros(seen.shape, dtype=x.dtype, device=x.device).masked_fill_(~seen, float("-inf"))
-        mask = pad(mask, (0, num_draft))[:, None, None].expand(-1, 1, num_draft, -1)
+        mask = pad(mask, (0, num_draft))[:, None, None].expand(-1, 1, self.repeats * num_draft, -1)
         for layer, (keys, values) in zip(self.layers, self.slots, strict=True):
             x = layer(x, table, (keys.read(anchors.slots, length), values.read(anchors.slots, length)), mask)
         return BlockState(hidden=self.norm(x))
@@ -183,7 +201,7 @@ class DFlashDrafter(Drafter[BlockState]):
         steps = torch.arange(num_draft, device=x.device)
         positions = batch.positions[anchors.rows, anchors.columns][:, None] + steps
         x, positions = grid.scatter(x), grid.scatter(positions)
-        mask = grid.mask(batch, x.dtype)
+        mask = grid.mask(batch, x.dtype).repeat(1, 1, self.repeats, 1)
         table = self._table(positions, x.dtype)
         for layer in self.layers:
             x = layer(x, table, layer.self_attn.keys_values(injected, context_table), mask)
@@ -256,8 +274,12 @@ class _AnchorGrid:
 def _mask_token(config: DFlashConfig, context: BuildContext) -> int:
     chosen = context.target.mask_token_id if config.mask_token_id is None else config.mask_token_id
     if chosen is None:
-        raise ConfigError("the target has no spare token id for masks; give one with --set drafter.mask_token_id=ID")
+        raise ConfigError(
+            "the target has no spare token id for masks; give one with --set drafter.mask_token_id=ID"
+        )
     if not 0 <= chosen < context.target.vocab_size:
         limit = context.target.vocab_size - 1
-        raise ConfigError(f"drafter.mask_token_id is {chosen}; allowed are 0..{limit}, an id that real text never uses")
+        raise ConfigError(
+            f"drafter.mask_token_id is {chosen}; allowed are 0..{limit}, an id that real text never uses"
+        )
     return chosen

@@ -55,7 +55,9 @@ def test_tapped_features_are_the_layers_outputs(family: str) -> None:
     with torch.no_grad():
         states = plain(input_ids=tokens[None], use_cache=False, output_hidden_states=True).hidden_states
         ours = target.forward(tokens, [Span(0, 0, 20)], None, (0, 2))
-    torch.testing.assert_close(ours.tapped, torch.cat([states[1][0], states[3][0]], -1), atol=TOLERANCE, rtol=TOLERANCE)
+    torch.testing.assert_close(
+        ours.tapped, torch.cat([states[1][0], states[3][0]], -1), atol=TOLERANCE, rtol=TOLERANCE
+    )
     torch.testing.assert_close(ours.last_hidden, states[-1][0], atol=TOLERANCE, rtol=TOLERANCE)
 
 

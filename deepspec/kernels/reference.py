@@ -1,9 +1,7 @@
 """The verify kernels' specification in plain torch: vectorised over requests, readable top to bottom.
 
-Everything takes injected uniforms. A categorical draw is a hierarchical inverse CDF: the first uniform
-picks a block of ``BLOCK`` tokens by its mass, the second a token inside it, so that no noise is needed
-per element; the block size is part of the random-stream contract. Works in float32 or float64, whichever
-the rows are.
+Everything takes injected uniforms and works in float32 or float64, whichever the rows are. Categorical draws
+are those of ``deepspec.sampling.categorical``.
 """
 
 from __future__ import annotations
@@ -11,41 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deepspec.sampling.categorical import below_one, draw
 from deepspec.sampling.process import process_rows, scale
 from deepspec.types import Draft, TargetRows, Verdict
-
-BLOCK = 4096
-
-
-def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw from unnormalised weights ``[B, V]`` (>= 0) with uniforms ``[B, 2]``: int64 ``[B]``.
-
-    A token of zero weight is never drawn; a row of zero mass gives token 0.
-    """
-    first, second = _below_one(uniforms, weights.dtype).unbind(-1)
-    if weights.shape[-1] <= BLOCK:
-        return _invert(weights, second)
-    padding = -weights.shape[-1] % BLOCK
-    blocks = torch.nn.functional.pad(weights, (0, padding)).unflatten(-1, (-1, BLOCK))
-    chosen = _invert(blocks.sum(dim=-1), first)
-    inside = blocks.gather(1, chosen[:, None, None].expand(-1, 1, BLOCK))[:, 0]
-    return chosen * BLOCK + _invert(inside, second)
-
-
-def _below_one(uniforms: Tensor, dtype: torch.dtype) -> Tensor:
-    """Uniforms in ``dtype``, held below 1 where rounding would reach it."""
-    return uniforms.to(dtype).clamp(max=1 - torch.finfo(dtype).eps / 2)
-
-
-def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
-    """The first index whose cumulative weight exceeds ``uniform`` of the total, held to positive weights."""
-    cumulative = weights.cumsum(dim=-1)
-    total = cumulative[:, -1:]
-    point = uniform[:, None] * total
-    index = (cumulative <= point).sum(dim=-1)
-    # Rounding can put the point on the total: then the last token with any weight is meant.
-    last = (cumulative < total).sum(dim=-1)
-    return torch.minimum(index, last).clamp_(max=weights.shape[-1] - 1)
 
 
 def token_rule(
@@ -66,7 +32,7 @@ def token_rule(
     token_rows = rows[:, :num_draft]
     log_p = values[token_rows, draft.tokens] - log_total[token_rows]
     log_q = draft.log_q.to(log_p.dtype)
-    kept = _below_one(accept, log_p.dtype) * log_q.exp() < log_p.exp()
+    kept = below_one(accept, log_p.dtype) * log_q.exp() < log_p.exp()
     accepted = _prefix_length(kept, lengths)
     final = rows.gather(1, accepted[:, None])[:, 0]
     weights = (values[final] - log_total[final, None]).exp()

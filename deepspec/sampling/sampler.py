@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from deepspec.kernels.reference import draw
+from deepspec.sampling.categorical import draw
 from deepspec.sampling.process import scale
 from deepspec.types import Sampling
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deepspec.kernels import reference
 from deepspec.sampling import SamplingParams, batch_sampling
+from deepspec.sampling.categorical import BLOCK, draw
 from deepspec.types import Draft, Sampling, TargetRows
 
 CPU = torch.device("cpu")
@@ -97,7 +98,7 @@ def test_rejection_draws_from_the_positive_difference_only() -> None:
 def test_an_empty_residual_gives_the_argmax_and_never_a_token_without_mass() -> None:
     weights = torch.tensor([[0.0, 0.5, 0.5, 0.0]]).double()
     for u in (0.0, 0.25, 0.999999999, 1 - 2**-53):
-        assert int(reference.draw(weights, torch.tensor([[0.0, u]]).double())) in (1, 2)
+        assert int(draw(weights, torch.tensor([[0.0, u]]).double())) in (1, 2)
     p = torch.tensor([[0.25, 0.75]]).double()
     draft = _draft(torch.tensor([[0]]), p.log()[None])
     forced = Draft(draft.tokens, draft.logits, draft.log_sum_exp, torch.zeros(1, 1).double())
@@ -136,12 +137,12 @@ def test_equal_rows_accept_everything() -> None:
 
 
 def test_large_vocabularies_draw_by_block_and_then_inside_it() -> None:
-    vocab = 2 * reference.BLOCK + 17
+    vocab = 2 * BLOCK + 17
     weights = torch.zeros(3, vocab, dtype=torch.float64)
-    hot = [5, reference.BLOCK + 9, vocab - 1]
+    hot = [5, BLOCK + 9, vocab - 1]
     weights[:, hot] = torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64)
     uniforms = torch.tensor([[0.1, 0.9], [0.3, 0.2], [0.6, 0.5]], dtype=torch.float64)
-    assert reference.draw(weights, uniforms).tolist() == hot
+    assert draw(weights, uniforms).tolist() == hot
 
 
 def test_ragged_requests_equal_one_by_one() -> None:

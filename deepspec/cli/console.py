@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
@@ -63,17 +62,13 @@ def print_json(value: Any) -> None:
 
 
 def set_up_logging(*, quiet: bool = False, verbose: int = 0) -> None:
-    """Library logs to standard error: warnings by default, more with ``-v``, errors alone with ``-q``."""
-    level = logging.ERROR if quiet else {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
+    """DeepSpec's logs to standard error, other libraries' warnings with ``-v``, errors alone with ``-q``."""
+    level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
     handler = RichHandler(
-        console=stderr(), show_time=False, show_path=False, show_level=level < logging.WARNING, markup=False
+        console=stderr(), show_time=False, show_path=False, show_level=bool(verbose), markup=False
     )
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logging.basicConfig(
-        level=logging.WARNING if verbose < 2 else logging.INFO, handlers=[handler], force=True
-    )
+    others = logging.INFO if verbose > 1 else logging.WARNING if verbose else logging.ERROR
+    logging.basicConfig(level=others, handlers=[handler], force=True)
     logging.getLogger("deepspec").setLevel(level)
     logging.captureWarnings(True)
-    logging.getLogger("py.warnings").setLevel(logging.WARNING if verbose else logging.ERROR)
-    if not verbose:
-        warnings.simplefilter("default")

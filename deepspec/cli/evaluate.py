@@ -20,7 +20,8 @@ from deepspec.cli.console import (
 
 def evaluate(
     run: Annotated[
-        str, typer.Argument(help="A run folder, or `demo`, the drafter that ships with DeepSpec.")
+        str,
+        typer.Argument(metavar="RUN", help="A run folder, or `demo`, the drafter that ships with DeepSpec."),
     ],
     *,
     tasks: Annotated[
@@ -55,7 +56,6 @@ def evaluate(
     from deepspec.config import EvalConfig
     from deepspec.validation import validate
 
-    loaded = deepspec.load(run, device=device, target_device=target_device)
     flags = {
         "tasks": _names(tasks or [], task_file or []) or None,
         "temperature": temperature,
@@ -64,6 +64,7 @@ def evaluate(
         "max_tokens": max_tokens,
         "seed": seed,
     }
+    loaded = deepspec.load(run, device=device, target_device=target_device)
     given = {key: value for key, value in flags.items() if value is not None}
     settings = validate(EvalConfig, {**loaded.config.eval.model_dump(), **given}, "eval")
     if not (quiet or json):

@@ -22,7 +22,8 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 def report_failures(app: typer.Typer, arguments: Sequence[str] | None) -> int:
     """The exit code of one command line."""
     try:
-        code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+        given = list(arguments) if arguments is not None else None
+        code = app(args=given, prog_name="deepspec", standalone_mode=False)
         sys.stdout.flush()
     except DeepSpecError as error:
         return _say(error, FAILED if isinstance(error, TrainingError) else BAD_INPUT)

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 def generate(
     run: Annotated[
-        str, typer.Argument(help="A run folder, or `demo`, the drafter that ships with DeepSpec.")
+        str,
+        typer.Argument(metavar="RUN", help="A run folder, or `demo`, the drafter that ships with DeepSpec."),
     ] = "demo",
     *,
     prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="What to continue.")] = None,

@@ -10,7 +10,9 @@ from deepspec.cli.console import JsonFlag, print_json, stdout, table
 
 
 def runs(
-    root: Annotated[str | None, typer.Argument(help="The folder that holds runs; runs/ by default.")] = None,
+    root: Annotated[
+        str | None, typer.Argument(metavar="FOLDER", help="The folder that holds runs; runs/ by default.")
+    ] = None,
     *,
     json: JsonFlag = False,
 ) -> None:

@@ -18,7 +18,9 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -50,7 +52,8 @@ class Recipe:
     head_dim: int = 32
     context: int = 512
     sequences_per_step: int = 4
-    num_steps: int = 5_000
+    num_steps: int = 5_000  # of the learning-rate schedule
+    stop_step: int = 3_500  # training ends here, at a quarter of the peak rate
     warmup_steps: int = 100
     learning_rate: float = 4e-3
     stdlib_repeats: int = 3
@@ -166,7 +169,7 @@ def fit(
     curve: list[dict[str, float]] = []
     recent: list[float] = []
     started = time.monotonic()
-    for step in range(recipe.num_steps):
+    for step in range(min(recipe.stop_step, recipe.num_steps)):
         start = step * recipe.sequences_per_step % (len(rows) - recipe.sequences_per_step)
         batch = rows[order[start : start + recipe.sequences_per_step]].long()
         with torch.autocast("cpu", torch.bfloat16):
@@ -179,7 +182,7 @@ def fit(
             optimizer.step()
             optimizer.zero_grad()
         recent.append(float(loss.detach()))
-        if (step + 1) % 250 == 0 or step + 1 == recipe.num_steps:
+        if (step + 1) % 250 == 0:
             point = {
                 "step": step + 1,
                 "train_perplexity": math.exp(sum(recent) / len(recent)),
@@ -208,9 +211,6 @@ def build(out: Path, recipe: Recipe) -> None:
     torch.manual_seed(recipe.seed)
     out.mkdir(parents=True, exist_ok=True)
     files = corpus_files(recipe)
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode() + file.path.read_bytes())
     tokenizer = train_tokenizer([f.text() for f in files[:: max(1, len(files) // 2_500)]], recipe.vocab_size)
     tokenizer.save_pretrained(out)
     rows = token_rows(tokenizer, files, recipe.context)
@@ -218,36 +218,52 @@ def build(out: Path, recipe: Recipe) -> None:
     log.info("corpus %d files, %d tokens; held out %d tokens", len(files), rows.numel(), held_out.numel())
     model = new_model(recipe, tokenizer.eos_token_id)
     curve = fit(model, rows, held_out, recipe, out)
-    record = {
+    record = build_log(recipe, files, rows.numel(), held_out.numel(), curve)
+    record["sha256"] = {p.name: sha256(p) for p in sorted(out.glob("*.safetensors"))}
+    (out / "build-log.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def build_log(
+    recipe: Recipe,
+    files: Sequence[SourceFile],
+    num_tokens: int,
+    held_out_tokens: int,
+    curve: list[dict[str, float]],
+) -> dict[str, Any]:
+    """Everything that decided the result, and how training went."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + file.path.read_bytes())
+    return {
         "recipe": dataclasses.asdict(recipe),
         "corpus": {
             "sha256": digest.hexdigest(),
             "num_files": len(files),
-            "num_tokens": rows.numel(),
-            "packages": list(TARGET_PACKAGES),
+            "num_tokens": num_tokens,
+            "packages": {name: metadata.version(name) for name in TARGET_PACKAGES},
         },
-        "held_out_tokens": held_out.numel(),
+        "held_out_tokens": held_out_tokens,
         "curve": curve,
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        "sha256": {
-            p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.glob("*.safetensors"))
-        },
     }
-    (out / "build-log.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m deepspec.target.demo", description=__doc__)
     parser.add_argument("action", choices=["build"])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=Recipe.num_steps)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    build(arguments.out, dataclasses.replace(Recipe(), num_steps=arguments.steps))
+    build(arguments.out, Recipe())
 
 
 if __name__ == "__main__":

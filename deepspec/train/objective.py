@@ -22,7 +22,7 @@ from deepspec.types import AnchorBlocks, Features
 
 #: Elements of one chunk's logits, by device type: what a cache holds, or what fills a GPU.
 _CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
-_MIN_CHUNK_ROWS = 32
+_MIN_CHUNK_ROWS = 64
 
 
 def chunk_rows(vocab_size: int, device: torch.device) -> int:

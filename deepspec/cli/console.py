@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
@@ -63,10 +64,13 @@ def print_json(value: Any) -> None:
 
 def set_up_logging(*, quiet: bool = False, verbose: int = 0) -> None:
     """DeepSpec's logs to standard error, other libraries' warnings with ``-v``, errors alone with ``-q``."""
+    if not verbose:
+        for name in ("HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"):
+            os.environ.setdefault(name, "error")  # they keep their own loggers; a user's setting wins
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
-    handler = RichHandler(
-        console=stderr(), show_time=False, show_path=False, show_level=bool(verbose), markup=False
-    )
+    handler: logging.Handler = logging.StreamHandler()
+    if sys.stderr.isatty():  # passes through rich, so that a line does not break a progress bar
+        handler = RichHandler(console=stderr(), show_time=False, show_path=False, show_level=bool(verbose))
     handler.setFormatter(logging.Formatter("%(message)s"))
     others = logging.INFO if verbose > 1 else logging.WARNING if verbose else logging.ERROR
     logging.basicConfig(level=others, handlers=[handler], force=True)

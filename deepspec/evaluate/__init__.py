@@ -1,0 +1,17 @@
+"""How good is a drafter: accepted length, acceptance per position, and speed, by real decoding."""
+
+from deepspec.evaluate.acceptance import Acceptance, Interval, PositionRates, measure_acceptance
+from deepspec.evaluate.measure import evaluate
+from deepspec.evaluate.report import EvalReport, TaskResult
+from deepspec.evaluate.tasks import EvalTask
+
+__all__ = [
+    "Acceptance",
+    "EvalReport",
+    "EvalTask",
+    "Interval",
+    "PositionRates",
+    "TaskResult",
+    "evaluate",
+    "measure_acceptance",
+]

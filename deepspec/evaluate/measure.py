@@ -1,0 +1,211 @@
+"""Measures a drafter by real decoding: acceptance on all prompts in batch, speed on a few of them alone.
+
+At the defaults and with the demo target this decodes 128 prompts of 128 tokens at batch 16, then
+``NUM_SPEED_PROMPTS`` prompts of ``SPEED_TOKENS`` tokens at batch 1 two or three times.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from deepspec.config import EvalConfig
+from deepspec.engine import Engine, SamplingParams
+from deepspec.errors import ConfigError, DataError, TargetError
+from deepspec.evaluate.acceptance import Acceptance, measure_acceptance
+from deepspec.evaluate.report import EvalReport, TaskResult
+from deepspec.evaluate.speed import Speed, measure_speed
+from deepspec.evaluate.tasks import EvalTask, Prompts, file_prompts, split_task_file, spread
+from deepspec.plugins import create_plugin_manager, register, resolve_part
+from deepspec.runs import Run, load
+from deepspec.strategy import Parts
+from deepspec.target import Target
+from deepspec.train.assemble import for_decoding
+from deepspec.types import RequestRound, RoundRecord
+
+if TYPE_CHECKING:
+    import pluggy
+
+log = logging.getLogger(__name__)
+
+NUM_SPEED_PROMPTS = 8
+SPEED_TOKENS = 64
+
+
+def evaluate(
+    run: Run | str | Path,
+    *,
+    tasks: Sequence[str] | None = None,
+    task_files: Sequence[str] = (),
+    config: EvalConfig | None = None,
+    against_transformers: bool = False,
+) -> EvalReport:
+    """Decode the tasks' prompts with a run's drafter and report acceptance and speed.
+
+    Args:
+        run: a loaded run, a run folder, or ``demo``.
+        tasks: task names, or ``NAME=FILE.jsonl`` for prompts of your own; the configuration's when neither
+            these nor ``task_files`` are given.
+        task_files: more of the latter.
+        config: sampling, sizes and batch; the run's own when None.
+        against_transformers: also time transformers' ``generate`` on the speed prompts.
+
+    Raises:
+        ConfigError: an unknown task, or one named twice.
+        DataError: prompts that cannot be had, read, or fitted into the target's positions.
+    """
+    loaded = run if isinstance(run, Run) else load(run)
+    config = config or loaded.config.eval
+    target, parts = loaded.target, for_decoding(loaded.parts, loaded.target)
+    names = [*(tasks if tasks is not None else () if task_files else config.tasks), *task_files]
+    prompts = collect_prompts(names, target, config)
+    by_task = {name: decode_rounds(target, parts, found, config) for name, found in prompts.items()}
+    draft_length = parts.strategy.draft_length
+    results = {
+        name: measure_acceptance(rounds, draft_length=draft_length, seed=config.seed)
+        for name, rounds in by_task.items()
+    }
+    total = measure_acceptance(
+        [rounds for found in by_task.values() for rounds in found],
+        draft_length=draft_length,
+        seed=config.seed,
+    )
+    everything = [prompt for found in prompts.values() for prompt in found]
+    speed = measure_speed(
+        target,
+        parts,
+        spread(everything, NUM_SPEED_PROMPTS),
+        sampling_params(config, max_tokens=min(config.max_tokens, SPEED_TOKENS)),
+        against_transformers=against_transformers,
+    )
+    return _report(target, parts, config, total, results, speed)
+
+
+def collect_prompts(names: Sequence[str], target: Target, config: EvalConfig) -> dict[str, Prompts]:
+    """Each task's prompts, those left out that leave no room for ``max_tokens``."""
+    if not names:
+        raise ConfigError("no task was given; name one, such as stdlib, or NAME=FILE.jsonl")
+    if target.tokenizer is None:
+        raise TargetError(f"target {target.name!r} has no tokenizer, so prompts cannot be made for it")
+    manager = task_manager()
+    found: dict[str, Prompts] = {}
+    for given in names:
+        if "=" in given:
+            name, file = split_task_file(given)
+            prompts = file_prompts(file, target.tokenizer, config.num_prompts)
+        else:
+            name = given
+            task: EvalTask = resolve_part(manager, "task", name)()
+            prompts = task.prompts(target.tokenizer, config.num_prompts)
+        if name in found:
+            raise ConfigError(f"task {name!r} is given twice; name each once")
+        found[name] = _that_fit(name, prompts, target.info.max_positions - config.max_tokens)
+    return found
+
+
+def task_manager() -> pluggy.PluginManager:
+    """A plugin manager that also knows the built-in tasks."""
+    from deepspec.evaluate import registration
+
+    manager = create_plugin_manager()
+    if not manager.is_registered(registration):
+        register(manager, registration, name="tasks")
+    return manager
+
+
+def decode_rounds(
+    target: Target, parts: Parts, prompts: Sequence[Sequence[int]], config: EvalConfig
+) -> list[list[RequestRound]]:
+    """Decode the prompts in batch; the rounds of each, in order."""
+    rounds: dict[int, list[RequestRound]] = {}
+
+    def observe(record: RoundRecord) -> None:
+        for round_ in record.requests:
+            rounds.setdefault(round_.request_id, []).append(round_)
+
+    engine = Engine(
+        target,
+        parts,
+        max_batch=min(config.batch, len(prompts)),
+        max_positions=max(len(prompt) for prompt in prompts) + config.max_tokens,
+        seed=config.seed,
+        observers=[observe],
+    )
+    completions = engine.run(prompts, sampling_params(config, max_tokens=config.max_tokens))
+    return [rounds.get(completion.request_id, []) for completion in completions]
+
+
+def sampling_params(config: EvalConfig, *, max_tokens: int) -> SamplingParams:
+    """The configuration's sampling; seeds come from the engine's."""
+    return SamplingParams(
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        min_p=config.min_p,
+        max_tokens=max_tokens,
+    )
+
+
+def _that_fit(name: str, prompts: Prompts, room: int) -> Prompts:
+    fitting = [prompt for prompt in prompts if 0 < len(prompt) <= room]
+    if len(fitting) < len(prompts):
+        log.warning(
+            "task %s: %d of %d prompts left out: empty, or no room for max_tokens after them",
+            name,
+            len(prompts) - len(fitting),
+            len(prompts),
+        )
+    if not fitting:
+        raise DataError(
+            f"task {name!r}: none of {len(prompts)} prompts fits the target's positions beside the tokens to "
+            f"generate ({max(room, 0)} are left for a prompt); lower eval.max_tokens or shorten the prompts"
+        )
+    return fitting
+
+
+def _report(
+    target: Target,
+    parts: Parts,
+    config: EvalConfig,
+    total: Acceptance,
+    results: dict[str, Acceptance],
+    speed: Speed,
+) -> EvalReport:
+    round_ms = speed.draft_ms + speed.verify_ms
+    tau = total.accepted_length
+    return EvalReport(
+        strategy=parts.strategy.name,
+        target=target.name,
+        device=_describe(target.device),
+        draft_length=parts.strategy.draft_length,
+        temperature=config.temperature,
+        num_prompts=total.num_prompts,
+        num_rounds=total.num_rounds,
+        accepted_length=tau,
+        rates=total.rates,
+        tokens_per_s=speed.tokens_per_s,
+        tokens_per_s_plain=speed.tokens_per_s_plain,
+        speedup=speed.speedup,
+        predicted_speedup=speed.target_ms * tau.mean / round_ms if tau and round_ms else None,
+        draft_ms=speed.draft_ms,
+        verify_ms=speed.verify_ms,
+        target_ms=speed.target_ms,
+        tokens_per_s_transformers=speed.tokens_per_s_transformers,
+        tasks={name: TaskResult(found.accepted_length, found.num_prompts) for name, found in results.items()},
+        versions=_versions(),
+    )
+
+
+def _describe(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def _versions() -> dict[str, str]:
+    names = ("deepspec", "torch", "transformers")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}

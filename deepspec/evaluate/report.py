@@ -1,0 +1,99 @@
+"""What an evaluation found, and its JSON, whose keys others read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from deepspec.evaluate.acceptance import Interval, PositionRates
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task's accepted length; None when no prompt lasted a round."""
+
+    accepted_length: Interval | None
+    num_prompts: int
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """An evaluation. Acceptance is measured at the configured batch, times and speeds at batch 1.
+
+    Attributes:
+        strategy, target, device: what was measured, and where.
+        draft_length: G. temperature: of target and drafter.
+        num_prompts, num_rounds: that acceptance was measured on.
+        accepted_length: tokens gained a round, bonus token included, over all tasks; None without a round.
+        rates: acceptance per position.
+        tokens_per_s, tokens_per_s_plain: medians over paired prompts, same engine with and without drafting.
+        speedup: median over the pairs of the ratio of their times.
+        predicted_speedup: T_target * tau / (T_draft + T_verify).
+        draft_ms, verify_ms, target_ms: median times of a round's two halves, and of a plain step.
+        tokens_per_s_transformers: of ``generate`` with its cache on the same prompts, when asked for.
+        tasks: by name. versions: of what computed it.
+    """
+
+    strategy: str
+    target: str
+    device: str
+    draft_length: int
+    temperature: float
+    num_prompts: int
+    num_rounds: int
+    accepted_length: Interval | None
+    rates: PositionRates
+    tokens_per_s: float
+    tokens_per_s_plain: float
+    speedup: float
+    predicted_speedup: float | None
+    draft_ms: float
+    verify_ms: float
+    target_ms: float
+    tokens_per_s_transformers: float | None
+    tasks: dict[str, TaskResult]
+    versions: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values for ``json.dumps``."""
+        return {
+            "schema": SCHEMA,
+            "strategy": self.strategy,
+            "target": self.target,
+            "draft_length": self.draft_length,
+            "temperature": self.temperature,
+            "num_prompts": self.num_prompts,
+            "num_rounds": self.num_rounds,
+            "accepted_length": {"mean": _mean(self.accepted_length), "ci95": _ci95(self.accepted_length)},
+            "conditional_acceptance": list(self.rates.conditional),
+            "survival": list(self.rates.survival),
+            "counts": {"observed": list(self.rates.observed), "accepted": list(self.rates.accepted)},
+            "tokens_per_s": self.tokens_per_s,
+            "tokens_per_s_plain": self.tokens_per_s_plain,
+            "tokens_per_s_transformers": self.tokens_per_s_transformers,
+            "speedup": self.speedup,
+            "predicted_speedup": self.predicted_speedup,
+            "draft_ms": self.draft_ms,
+            "verify_ms": self.verify_ms,
+            "target_ms": self.target_ms,
+            "tasks": {
+                name: {
+                    "accepted_length": _mean(task.accepted_length),
+                    "ci95": _ci95(task.accepted_length),
+                    "num_prompts": task.num_prompts,
+                }
+                for name, task in self.tasks.items()
+            },
+            "device": self.device,
+            "versions": dict(self.versions),
+        }
+
+
+def _mean(interval: Interval | None) -> float | None:
+    return None if interval is None else interval.mean
+
+
+def _ci95(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]

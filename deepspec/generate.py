@@ -99,12 +99,19 @@ def token_events(
     """The engine's events for one prompt; raises ConfigError when the prompt has no tokens."""
     from deepspec.engine import Engine, SamplingParams
     from deepspec.plugins import create_plugin_manager, round_observer
+    from deepspec.train.assemble import for_decoding
 
     tokenizer = run.target.tokenizer
     assert tokenizer is not None, "a run's target always has its tokenizer"
     tokens = tokenizer(prompt)["input_ids"]
     if not tokens:
         raise ConfigError("the prompt is empty; give some text to continue")
-    observer = round_observer(create_plugin_manager())
-    engine = Engine(run.target, None if plain else run.parts, max_batch=1, observers=[observer])
-    return engine.stream([tokens], params or SamplingParams())
+    params = params or SamplingParams()
+    engine = Engine(
+        run.target,
+        None if plain else for_decoding(run.parts, run.target),
+        max_batch=1,
+        max_positions=min(len(tokens) + params.max_tokens, run.target.info.max_positions),
+        observers=[round_observer(create_plugin_manager())],
+    )
+    return engine.stream([tokens], params)

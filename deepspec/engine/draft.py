@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from deepspec.interfaces import Readout
-from deepspec.sampling import Drawn, draw_draft
+from deepspec.sampling import Drawn, draw_draft, scale
 from deepspec.types import Anchors, Draft, Sampling
 
 if TYPE_CHECKING:
@@ -45,7 +45,10 @@ def run_draft(parts: Parts, anchors: Anchors, sampling: Sampling, noise: Tensor)
             logits = logits + linear(step.latent, head.output_weight)
         drawn = draw_draft(logits, sampling, noise[:, k])
         previous = drawn.tokens if readout.target_ids is None else readout.target_ids[drawn.tokens]
-        columns.append(_Column(previous, logits, drawn, _confidence(head.confidence, step.confidence, drawn)))
+        confidence = step.confidence
+        if head.confidence == "row_max":
+            confidence = _largest_log_odds(logits, sampling, drawn)
+        columns.append(_Column(previous, logits, drawn, confidence))
     return _collect(columns, readout, drafter.context.target.vocab_size)
 
 
@@ -65,10 +68,9 @@ def readout_logits(hidden: Tensor, readout: Readout) -> Tensor:
     return logits if readout.softcap is None else readout.softcap * torch.tanh(logits / readout.softcap)
 
 
-def _confidence(source: str, trained: Tensor | None, drawn: Drawn) -> Tensor | None:
-    if source == "row_max":
-        return drawn.row_max.logit(eps=1e-6)
-    return trained
+def _largest_log_odds(logits: Tensor, sampling: Sampling, drawn: Drawn) -> Tensor:
+    """Logit of the row's largest probability: known before the token is drawn, so a policy may read it."""
+    return (scale(logits, sampling).amax(dim=-1) - drawn.log_sum_exp).exp().logit(eps=1e-6)
 
 
 def _collect(columns: list[_Column], readout: Readout, vocab_size: int) -> Drafted:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from deepspec.interfaces import RoundUniforms
-from deepspec.sampling.streams import Stream, uniforms
+from deepspec.sampling.streams import Array, Stream, uniforms
 
 
 def round_noise(
@@ -25,23 +27,23 @@ def round_noise(
     Returns:
         Draft noise ``[R, G, 2]`` and the verifier's.
     """
-    steps = range(num_draft)
-    columns = [(0, k, Stream.DRAFT) for k in steps]
-    if "accept" in reads:
-        columns += [(0, k, Stream.ACCEPT) for k in steps]
-    if "residual" in reads:
-        columns.append((0, 0, Stream.RESIDUAL))
-    if "delta" in reads:
-        columns += [(k + 1, 0, Stream.DELTA) for k in range(num_draft + 1)]
-    offsets, indices, streams = np.array(columns, dtype=np.uint64).T
+    offsets, indices, streams, sizes = _columns(num_draft, reads)
     positions = np.asarray(anchors, dtype=np.uint64)[:, None] + offsets
     drawn = uniforms(np.asarray(seeds, dtype=np.uint64)[:, None], positions, indices, streams)
     noise = torch.from_numpy(drawn).to(device, non_blocking=True)
-    sizes = [
-        num_draft,
-        num_draft * ("accept" in reads),
-        int("residual" in reads),
-        (num_draft + 1) * ("delta" in reads),
-    ]
-    draft, accept, residual, delta = noise.split(sizes, dim=1)
+    draft, accept, residual, delta = torch.split(noise, sizes, dim=1)
     return draft, RoundUniforms(accept=accept[..., 0], residual=residual.flatten(1), delta=delta)
+
+
+@cache
+def _columns(num_draft: int, reads: frozenset[str]) -> tuple[Array, Array, Array, list[int]]:
+    """Position offset, index and stream of each draw of a round, and how many belong to each stream."""
+    steps = range(num_draft)
+    groups = [
+        [(0, k, Stream.DRAFT) for k in steps],
+        [(0, k, Stream.ACCEPT) for k in steps] if "accept" in reads else [],
+        [(0, 0, Stream.RESIDUAL)] if "residual" in reads else [],
+        [(k + 1, 0, Stream.DELTA) for k in range(num_draft + 1)] if "delta" in reads else [],
+    ]
+    offsets, indices, streams = np.array(list(chain(*groups)), dtype=np.uint64).T
+    return offsets, indices, streams, [len(group) for group in groups]

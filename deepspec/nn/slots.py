@@ -19,7 +19,8 @@ class SlotStore:
         device: torch.device,
     ) -> None:
         self.max_positions = max_positions
-        self._rows = torch.zeros((num_slots * max_positions, *shape), dtype=dtype, device=device)
+        self._slots = torch.zeros((num_slots, max_positions, *shape), dtype=dtype, device=device)
+        self._rows = self._slots.flatten(0, 1)
 
     def write(self, rows: Tensor, positions: Tensor, values: Tensor) -> None:
         """Store ``values [T, *shape]`` at slots ``rows [T]`` and ``positions [T]``."""
@@ -27,4 +28,4 @@ class SlotStore:
 
     def read(self, slots: Tensor, length: int) -> Tensor:
         """The first ``length`` positions of some slots: ``[R, length, *shape]``."""
-        return self._rows.unflatten(0, (-1, self.max_positions))[:, :length][slots]
+        return self._slots[:, :length][slots]

@@ -15,7 +15,7 @@ BLOCK = 4096
 def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
     """Draw from unnormalised weights ``[B, V]`` (>= 0) with uniforms ``[B, 2]``: int64 ``[B]``.
 
-    A token of zero weight is never drawn; a row of zero mass gives token 0.
+    A token of zero weight is never drawn; a row of zero mass gives the last token.
     """
     first, second = below_one(uniforms, weights.dtype).unbind(-1)
     if weights.shape[-1] <= BLOCK:
@@ -33,11 +33,9 @@ def below_one(uniforms: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
-    """The first index whose cumulative weight exceeds ``uniform`` of the total, held to positive weights."""
+    """The first index whose cumulative weight exceeds ``uniform`` of the total."""
     cumulative = weights.cumsum(dim=-1)
     total = cumulative[:, -1:]
-    point = uniform[:, None] * total
-    index = (cumulative <= point).sum(dim=-1)
-    # Rounding can put the point on the total: then the last token with any weight is meant.
-    last = (cumulative < total).sum(dim=-1)
-    return torch.minimum(index, last).clamp_(max=weights.shape[-1] - 1)
+    # Rounding may put the point on the total: just below it, the last token with any weight is meant.
+    point = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, point, right=True)[:, 0].clamp_(max=weights.shape[-1] - 1)

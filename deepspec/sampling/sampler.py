@@ -13,12 +13,11 @@ from deepspec.types import Sampling
 
 @dataclass(frozen=True)
 class Drawn:
-    """Tokens int64 ``[R]`` with the row's log-sum-exp, the token's log q and the row's largest probability."""
+    """Tokens int64 ``[R]``, the row's log-sum-exp after temperature, and the token's log q."""
 
     tokens: Tensor
     log_sum_exp: Tensor
     log_q: Tensor
-    row_max: Tensor
 
 
 def draw_draft(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Drawn:
@@ -29,7 +28,6 @@ def draw_draft(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Drawn:
     """
     values = scale(logits, sampling)
     log_sum_exp = values.logsumexp(dim=-1)
-    weights = (values - log_sum_exp[:, None]).exp()
-    tokens = draw(weights, uniforms)
+    tokens = draw((values - log_sum_exp[:, None]).exp(), uniforms)
     log_q = values.gather(-1, tokens[:, None])[:, 0] - log_sum_exp
-    return Drawn(tokens=tokens, log_sum_exp=log_sum_exp, log_q=log_q, row_max=weights.amax(dim=-1))
+    return Drawn(tokens=tokens, log_sum_exp=log_sum_exp, log_q=log_q)

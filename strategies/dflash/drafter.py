@@ -85,7 +85,7 @@ class ContextAttention(nn.Module):
         Args:
             x: ``[B, Q, size]``. table: rotary table of the Q positions.
             context: keys and values ``[B, L, kv heads, d]``.
-            mask: additive ``[B, 1, heads per kv head * Q, L + Q]``.
+            mask: additive ``[B, 1, heads per kv head * Q, L + Q]``, or None when all is seen.
         """
         keys, values = self.keys_values(x, table)
         keys = torch.cat([context[0], keys], dim=1).transpose(1, 2)
@@ -165,10 +165,13 @@ class DFlashDrafter(Drafter[BlockState]):
             return SlotStore(num_slots, max_positions, shape, dtype=dtype, device=device)
 
         self.slots = [(store(layer), store(layer)) for layer in self.layers]
+        self._decode_table = self._table(
+            torch.arange(max_positions + self.context.draft_length, device=device), dtype
+        )
 
     def extend(self, extension: Extension) -> None:
         injected = self._inject(extension.features.tapped)
-        table = self._table(extension.positions, injected.dtype)
+        table = self._looked_up(extension.positions)
         for layer, stores in zip(self.layers, self.slots, strict=True):
             for store, values in zip(stores, layer.self_attn.keys_values(injected, table), strict=True):
                 store.write(extension.rows, extension.positions, values)
@@ -177,11 +180,9 @@ class DFlashDrafter(Drafter[BlockState]):
         num_draft = self.context.draft_length  # the whole block, as in training, also when fewer are drafted
         steps = torch.arange(num_draft, device=anchors.positions.device)
         x = self._block_input(anchors.tokens, num_draft)
-        table = self._table(anchors.positions[:, None] + steps, x.dtype)
+        table = self._looked_up(anchors.positions[:, None] + steps)
         length = anchors.max_position
-        seen = torch.arange(length, device=anchors.positions.device) < anchors.positions[:, None]
-        mask = torch.zeros(seen.shape, dtype=x.dtype, device=x.device).masked_fill_(~seen, float("-inf"))
-        mask = pad(mask, (0, num_draft))[:, None, None].expand(-1, 1, self.repeats * num_draft, -1)
+        mask = self._context_mask(anchors, x.dtype) if len(anchors.slots) > 1 else None
         for layer, (keys, values) in zip(self.layers, self.slots, strict=True):
             x = layer(x, table, (keys.read(anchors.slots, length), values.read(anchors.slots, length)), mask)
         return BlockState(hidden=self.norm(x))
@@ -209,6 +210,19 @@ class DFlashDrafter(Drafter[BlockState]):
 
     def release(self, slot: int) -> None:
         """Nothing to do: a slot's next request overwrites it."""
+
+    def _context_mask(self, anchors: Anchors, dtype: torch.dtype) -> Tensor:
+        """Additive ``[R, 1, heads per kv head * G, L + G]``: context strictly before each anchor, all of the block."""
+        num_draft = self.context.draft_length
+        seen = (
+            torch.arange(anchors.max_position, device=anchors.positions.device) < anchors.positions[:, None]
+        )
+        mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+        return pad(mask, (0, num_draft))[:, None, None].expand(-1, 1, self.repeats * num_draft, -1)
+
+    def _looked_up(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self._decode_table
+        return cos[positions], sin[positions]
 
     def _inject(self, tapped: Tensor) -> Tensor:
         return self.hidden_norm(self.fc(tapped.to(self.fc.weight.dtype)))

@@ -1,0 +1,137 @@
+"""Dated records of measurements, with what is needed to repeat them; and their part of the README.
+
+``python benchmarks/records.py`` rewrites the tables between the README's markers from the newest record of
+each kind; ``--check`` only says whether they agree, which a test does too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+
+def environment() -> dict[str, Any]:
+    """Device, versions and commit."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S607
+    return {
+        "date": datetime.now(tz=timezone.utc).strftime("%Y-%m-%d"),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "commit": commit.stdout.strip() or None,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("deepspec", "torch", "transformers")},
+        },
+    }
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or "CPU"
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return {"median": round(middle, 4), "q1": round(low, 4), "q3": round(high, 4)}
+
+
+def write(kind: str, result: dict[str, Any]) -> Path:
+    """Store a record as ``results/<date>-<kind>.json``."""
+    record = {"kind": kind, **environment(), "result": result}
+    path = RESULTS / f"{record['date']}-{kind}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
+
+
+def newest(kind: str) -> dict[str, Any] | None:
+    """The latest record of a kind."""
+    paths = sorted(RESULTS.glob(f"*-{kind}.json"))
+    return json.loads(paths[-1].read_text()) if paths else None
+
+
+def tables() -> str:
+    """The README's measured section, from the newest records alone."""
+    parts = [part for part in (_decoding_table(newest("decoding")), _training_table(newest("training"))) if part]
+    return "\n\n".join(parts)
+
+
+def _decoding_table(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return ""
+    rows = ["| temperature | τ (95 %) | speculative / plain | plain / transformers `generate` |", "|---|---|---|---|"]
+    for run in record["result"]["runs"]:
+        tau = run["accepted_length"]
+        low, high = tau["ci95"]
+        rows.append(
+            f"| {run['temperature']:g} | {tau['mean']:.2f} ({low:.2f}–{high:.2f}) "
+            f"| {_ratio(run['speculative_over_plain'])} | {_ratio(run['plain_over_transformers'])} |"
+        )
+    batch = record["result"]["batch"]
+    gains = f"Batch {batch['batch']} gives {_ratio(batch['speculative_gain'])} the tokens/s of batch 1 speculatively, "
+    gains += f"{_ratio(batch['plain_gain'])} plainly."
+    perplexity = f"Held-out perplexity of the demo target: {record['result']['held_out_perplexity']:.1f} a token."
+    return "\n".join(["Shipped demo target and drafter, batch 1:", "", *rows, "", gains, perplexity, "", _machine(record)])
+
+
+def _training_table(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return ""
+    rows = ["| strategy | τ (95 %) | conditional acceptance by position |", "|---|---|---|"]
+    for run in record["result"]["runs"]:
+        tau = run["accepted_length"]
+        low, high = tau["ci95"]
+        rates = " ".join(f"{rate:.2f}".lstrip("0") for rate in run["conditional_acceptance"])
+        rows.append(f"| {run['strategy']} | {tau['mean']:.2f} ({low:.2f}–{high:.2f}) | {rates} |")
+    setting = record["result"]["setting"]
+    return "\n".join([f"Trained from scratch, {setting}:", "", *rows, "", _machine(record)])
+
+
+def _ratio(value: dict[str, float]) -> str:
+    return f"{value['median']:.2f}× ({value['q1']:.2f}–{value['q3']:.2f})"
+
+
+def _machine(record: dict[str, Any]) -> str:
+    versions = record["versions"]
+    return (
+        f"{record['date']}, {record['device']}, {record['threads']} threads, torch {versions['torch']}, "
+        f"transformers {versions['transformers']}; medians with quartiles. Not measured on a GPU."
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    text = README.read_text()
+    head, rest = text.split(BEGIN)
+    tail = rest.split(END)[1]
+    wanted = f"{head}{BEGIN}\n{tables()}\n{END}{tail}"
+    if check:
+        return int(text != wanted)
+    README.write_text(wanted)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -90,10 +90,15 @@ def load(run: str | Path, *, device: str | None = None, target_device: str | Non
 
 
 def list_runs(root: str | Path) -> list[RunSummary]:
-    """The runs directly below ``root``, by name; unreadable ones are logged and left out."""
+    """The runs directly below ``root``, by name; unreadable ones are logged and left out.
+
+    A folder whose ``config.json`` names no strategy (a model, say) is no run.
+    """
     found = []
     for folder in sorted(path for path in Path(root).glob("*") if (path / "config.json").is_file()):
         try:
+            if "strategy" not in read_json(folder / "config.json"):
+                continue
             config = read_config(folder)
             checkpoint = newest_checkpoint(folder)
             step = int(read_state(checkpoint)["step"]) if checkpoint else 0

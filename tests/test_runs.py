@@ -89,10 +89,12 @@ def test_runs_are_listed_by_name_with_step_and_accepted_length(trained, tmp_path
     (root / "damaged").mkdir()
     (root / "damaged" / "config.json").write_text("{")
     (root / "empty").mkdir()
+    shutil.copytree(trained / "target", root / "model")
     first, second = list_runs(root)
     assert (first.name, first.strategy, first.step, first.tau) == ("one", "dspark", 3, None)
     assert (second.name, second.tau, second.path) == ("two", 2.5, root / "two")
     assert "damaged" in caplog.text
+    assert "model" not in caplog.text
 
 
 def test_no_runs_folder_is_an_empty_list(tmp_path):

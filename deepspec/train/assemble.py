@@ -39,7 +39,7 @@ def assemble(
         shared = {name: getattr(info, name).to(device) for name in ("embedding", "lm_head")}
         info = dataclasses.replace(info, **shared)
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         parts = strategy.build(info, manager=manager)
     target.check_layers(parts.drafter.target_layers)
     parts.modules().to(device, dtype)

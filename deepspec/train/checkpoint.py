@@ -130,9 +130,10 @@ def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return tensors
 
 
 def _sync(path: Path) -> None:

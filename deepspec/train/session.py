@@ -107,7 +107,7 @@ def _stop_signals() -> Iterator[_Stop]:
 
     def restore() -> None:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
 
     def note(number: int, frame: FrameType | None) -> None:
         stop.signal_name = signal.Signals(number).name
@@ -132,7 +132,8 @@ class _Session:
         self.folder = prepared.folder
         self.config = prepared.trainer.config.train
         self.first_step = prepared.first_step
-        self._observers = (*observers, lambda record: manager.hook.deepspec_step_trained(record=record))
+        self._observers = tuple(observers)
+        self._hook = manager.hook.deepspec_step_trained
         self._clock = _Clock(self.config.log_every)
         self._expected = 0.0
         self._train_seconds, self._train_tokens = prepared.train_seconds, prepared.train_tokens
@@ -172,6 +173,7 @@ class _Session:
             self._log("step", asdict(record))
         for observe in self._observers:
             observe(record)
+        self._hook(record=record)
 
     def _record(self, step: int, result: StepResult) -> StepRecord:
         if result.expected_accepted_length is not None:

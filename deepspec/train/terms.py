@@ -57,7 +57,8 @@ class GradedRows:
     @cached_property
     def distance(self) -> Tensor:
         """L1 distance ``[M]`` over all V tokens, in [0, 2]: twice the total variation."""
-        return torch.linalg.vector_norm(self.draft - self.target, ord=1, dim=-1) + self.target_outside
+        inside: Tensor = torch.linalg.vector_norm(self.draft - self.target, ord=1, dim=-1)
+        return inside + self.target_outside
 
     @cached_property
     def acceptance(self) -> Tensor:

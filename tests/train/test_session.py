@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from deepspec.engine import Engine, SamplingParams
 from deepspec.errors import CheckpointError, ConfigError, DataError, DeepSpecError, TrainingError
+from deepspec.plugins import create_plugin_manager
 from deepspec.runs import checkpoint_path, checkpoints, load
 from deepspec.train import TrainingInterruptedError, train
-from deepspec.train.trainer import Trainer
+from deepspec.train.trainer import Trainer, make_objective
+from deepspec.types import TokenBatch
 from tests.tiny_runs import config, save_target, strategy
 
 
@@ -281,7 +284,7 @@ def test_a_plugin_observes_each_step_and_registers_an_objective_term(target, tex
     import pluggy
 
     from deepspec.hookspecs import hookimpl
-    from deepspec.plugins import create_plugin_manager, register
+    from deepspec.plugins import register
     from deepspec.train import GradedRows, ObjectiveTerm
     from deepspec.train import session as session_module
 
@@ -325,3 +328,32 @@ def test_default_folders_are_named_by_strategy_and_time(target, text, tmp_path, 
     assert first.path != second.path
     assert first.path.parent == Path("runs")
     assert first.path.name.startswith("dspark-20")
+
+
+def test_expected_accepted_length_on_the_targets_own_text_is_what_decoding_gains(target, text, tmp_path):
+    made = run(target, text, tmp_path / "run", train={"num_steps": 60, "learning_rate": 0.02})
+    prompts = [tuple(made.target.tokenizer("document 3: the cat")["input_ids"])] * 16
+    params = [SamplingParams(max_tokens=60, seed=seed, ignore_stop=True) for seed in range(16)]
+    own = Engine(made.target, None, max_batch=16).run(prompts, params)
+    gained: list[int] = []
+
+    def observe(record) -> None:
+        gained.extend(request.accepted + 1 for request in record.requests)
+
+    Engine(made.target, made.parts, max_batch=16, observers=[observe]).run(prompts, params)
+    tokens = torch.tensor([[*done.prompt, *done.tokens] for done in own])
+    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+    batch = TokenBatch(tokens, torch.zeros_like(tokens), positions, positions >= len(prompts[0]))
+    settings = config(target, text, train={"anchors_per_sequence": 60})
+    trainer = Trainer(
+        made.parts,
+        made.target,
+        objective=make_objective(made.parts, made.target, create_plugin_manager()),
+        sampler=None,
+        config=settings,
+        device=torch.device("cpu"),
+    )
+    expected, decoded = trainer.expected_accepted_length([batch]), sum(gained) / len(gained)
+    assert decoded > 1.3
+    # Rounds do not start evenly over positions, and there are some 600 of them: 0.1 is about 3 deviations.
+    assert abs(expected - decoded) < 0.1

@@ -71,6 +71,10 @@ def test_packing_wastes_less_than_half(lengths):
     assert sum(fills) * 2 > 24 * (len(rows) - 1)
 
 
+def test_pieces_that_fill_a_row_exactly_are_put_together():
+    assert pack(torch.tensor([8, 12, 16, 12, 24]), 24) == [(4,), (2, 0), (1, 3)]
+
+
 @given(piece_lengths, st.integers(1, 4), st.integers(0, 30))
 def test_resuming_at_a_step_continues_the_uninterrupted_sequence(lengths, sequences, start):
     options = {"sequences": sequences, "sequence_length": 24, "seed": 5}

@@ -144,6 +144,11 @@ def test_long_documents_are_cut_and_pieces_without_labels_are_left_out():
     assert corpus.supervised[:8].tolist() == [False] * 4 + [True] * 4
 
 
+def test_a_piece_whose_first_token_alone_is_supervised_teaches_nothing():
+    _, corpus = corpus_of(TextExample("f:1", "t" * 8), length=8)
+    assert corpus.lengths().tolist() == [8]
+
+
 def test_a_sequence_length_of_one_is_refused():
     with pytest.raises(ConfigError, match="at least 2"):
         corpus_of(TextExample("f:1", "abc"), length=1)

@@ -44,7 +44,17 @@ HELD_OUT_PACKAGES = (
 _HELD_OUT_IN_256 = 20
 # Tests are left out, as are vendored copies (they would leak held-out packages) and tables of codes.
 _SKIPPED_PARTS = frozenset(
-    {"site-packages", "_vendor", "vendor", "__pycache__", "test", "tests", "idle_test", "encodings", "pydoc_data"}
+    {
+        "site-packages",
+        "_vendor",
+        "vendor",
+        "__pycache__",
+        "test",
+        "tests",
+        "idle_test",
+        "encodings",
+        "pydoc_data",
+    }
 )
 _MAX_BYTES = 400_000
 

@@ -13,7 +13,6 @@ from deepspec.cli.console import (
     VerboseFlag,
     print_json,
     set_up_logging,
-    stderr,
     stdout,
 )
 
@@ -40,6 +39,9 @@ def evaluate(
         int | None, typer.Option("--max-tokens", metavar="N", help="New tokens a prompt.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of the sampling.")] = None,
+    against_transformers: Annotated[
+        bool, typer.Option("--against-transformers", help="Also time transformers' generate.")
+    ] = False,
     device: DeviceFlag = None,
     target_device: Annotated[
         str | None,
@@ -54,32 +56,31 @@ def evaluate(
     import deepspec
     from deepspec.cli.report import result_table
     from deepspec.config import EvalConfig
+    from deepspec.evaluate.tasks import split_task_file
     from deepspec.validation import validate
 
+    names = [name.strip() for given in tasks or [] for name in given.split(",") if name.strip()]
     flags = {
-        "tasks": _names(tasks or [], task_file or []) or None,
+        "tasks": tuple(names) or None,
         "temperature": temperature,
         "batch": batch,
         "num_prompts": num_prompts,
         "max_tokens": max_tokens,
         "seed": seed,
     }
-    loaded = deepspec.load(run, device=device, target_device=target_device)
     given = {key: value for key, value in flags.items() if value is not None}
+    for file in task_file or ():
+        split_task_file(file)  # a wrong form is refused before anything is loaded
+    validate(EvalConfig, given, "eval")
+    loaded = deepspec.load(run, device=device, target_device=target_device)
     settings = validate(EvalConfig, {**loaded.config.eval.model_dump(), **given}, "eval")
-    if not (quiet or json):
-        stderr().print(f"measuring on {', '.join(settings.tasks)}", markup=False)
-    report = deepspec.evaluate(loaded, config=settings)
+    report = deepspec.evaluate(
+        loaded,
+        tasks=names or None,
+        task_files=task_file or (),
+        config=settings,
+        against_transformers=against_transformers,
+    )
     if json:
         return print_json(report.to_json())
     return stdout().print(result_table(report))
-
-
-def _names(tasks: list[str], files: list[str]) -> tuple[str, ...]:
-    from deepspec.errors import ConfigError
-
-    for given in files:
-        name, separator, path = given.partition("=")
-        if not (name and separator and path):
-            raise ConfigError(f"--task-file {given!r}: write NAME=FILE.jsonl")
-    return (*(name.strip() for names in tasks for name in names.split(",") if name.strip()), *files)

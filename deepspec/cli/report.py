@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -16,14 +16,12 @@ if TYPE_CHECKING:
 def result_table(report: EvalReport) -> Table:
     """Accepted length, acceptance per position, times and speeds."""
     found = report.to_json()
-    tau = found["accepted_length"]
-    low, high = tau["ci95"]
     rows = [
         ("strategy", f"{found['strategy']}, draft length {found['draft_length']}"),
         ("target", f"{found['target']} on {found['device']}, temperature {found['temperature']:g}"),
         ("measured on", f"{found['num_prompts']} prompts, {found['num_rounds']} rounds"),
-        ("accepted length τ", f"{tau['mean']:.3f}  (95 % interval {low:.3f} to {high:.3f})"),
-        *((f"  {name}", f"{task['accepted_length']:.3f}") for name, task in found["tasks"].items()),
+        ("accepted length τ", _interval(found["accepted_length"])),
+        *((f"  {name}", _number(task["accepted_length"], ".3f")) for name, task in found["tasks"].items()),
         ("conditional acceptance", _rates(found["conditional_acceptance"])),
         ("survival", _rates(found["survival"])),
         (
@@ -32,8 +30,8 @@ def result_table(report: EvalReport) -> Table:
         ),
         ("speculative decoding", _speed(found["tokens_per_s"])),
         ("plain, same engine", _speed(found["tokens_per_s_plain"])),
-        ("transformers' generate", _speed(report.tokens_per_s_transformers)),
-        ("predicted speed", f"{_times(report.predicted_speedup)} plain decoding"),
+        ("transformers' generate", _speed(found["tokens_per_s_transformers"])),
+        ("predicted speed", f"{_times(found['predicted_speedup'])} plain decoding"),
         ("measured speed", f"{_times(found['speedup'])} plain decoding{_against_transformers(report)}"),
     ]
     return table(("result", ""), rows)
@@ -42,6 +40,13 @@ def result_table(report: EvalReport) -> Table:
 def _against_transformers(report: EvalReport) -> str:
     other = report.tokens_per_s_transformers
     return f", {_times(report.tokens_per_s / other)} transformers' generate" if other else ""
+
+
+def _interval(found: dict[str, Any]) -> str:
+    if found["mean"] is None:
+        return "- (no prompt lasted a round)"
+    low, high = found["ci95"]
+    return f"{found['mean']:.3f}  (95 % interval {low:.3f} to {high:.3f})"
 
 
 def _rates(rates: Iterable[float | None]) -> str:

@@ -22,6 +22,7 @@ from deepspec.cli.console import (
 
 if TYPE_CHECKING:
     from deepspec.config import RunConfig
+    from deepspec.evaluate import EvalReport
     from deepspec.runs import Run
 
 
@@ -80,6 +81,8 @@ def train(
         "seed": seed,
     }
     settings = _settings(strategy, config, flags, set_ or [], resume=resume)
+    if not no_eval:
+        _check_tasks(settings)
     run = _train(settings, resume=resume, quiet=quiet)
     report = None if no_eval else _evaluate(run, settings, quiet=quiet)
     if json:
@@ -133,9 +136,22 @@ def _train(settings: RunConfig, *, resume: bool, quiet: bool) -> Run:
         )
 
 
-def _evaluate(run: Run, settings: RunConfig, *, quiet: bool) -> Any:
+def _check_tasks(settings: RunConfig) -> None:
+    """Raise now for a task that does not exist, not after the training."""
+    from deepspec.plugins import create_plugin_manager, resolve_part
+
+    manager = create_plugin_manager()
+    for name in settings.eval.tasks:
+        if "=" not in name:
+            resolve_part(manager, "task", name)
+
+
+def _evaluate(run: Run, settings: RunConfig, *, quiet: bool) -> EvalReport:
     import deepspec
+    from deepspec.runs import write_json
 
     if not quiet:
         stderr().print(f"measuring on {', '.join(settings.eval.tasks)}", markup=False)
-    return deepspec.evaluate(run, config=settings.eval)
+    report = deepspec.evaluate(run, config=settings.eval, against_transformers=True)
+    write_json(run.path / "eval.json", report.to_json())
+    return report

@@ -1,4 +1,4 @@
-"""The errors that DeepSpec raises on purpose. Each message says what was given, what is allowed, what to do."""
+"""The errors that DeepSpec raises on purpose. Each says what was given, what is allowed, what to do."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ class Drafter(Part, nn.Module, Generic[StateT]):
 
     @abstractmethod
     def step(self, state: StateT, k: int, previous: Tensor) -> Tensor:
-        """Hidden states ``[R, H]`` after the final norm, for 0-based position k; ``previous`` is int64 ``[R]``."""
+        """Hidden states ``[R, H]`` after the final norm, for 0-based position k, given tokens ``[R]``."""
 
     def parallel_hidden(self, state: StateT) -> Tensor | None:
         """All hidden states ``[R, G, H]`` at once when no ``step`` depends on ``previous``, else None.
@@ -294,4 +294,4 @@ class Verifier(Part, ABC):
 
     @abstractmethod
     def verify(self, target: TargetRows, draft: Draft, lengths: Tensor, uniforms: RoundUniforms) -> Verdict:
-        """Decide one round of R requests; ``lengths`` is int64 ``[R]``, at most the drafted tokens of each."""
+        """Decide one round of R requests; ``lengths`` is int64 ``[R]``, at most what each drafted."""

@@ -1,4 +1,4 @@
-"""The stock parts, registered through the same hook that plugins use."""
+"""The stock parts and evaluation tasks, registered through the same hook that plugins use."""
 
 from __future__ import annotations
 
@@ -16,4 +16,12 @@ def deepspec_parts() -> list[str]:
         "threshold=deepspec.policies.threshold:ThresholdLength",
         "token=deepspec.verifiers.token:TokenVerifier",
         "delta=deepspec.verifiers.delta:DeltaVerifier",
+        "stdlib=deepspec.evaluate.tasks:Stdlib",
+        "prose=deepspec.evaluate.tasks:Prose",
+        "gsm8k=deepspec.evaluate.tasks:Gsm8k",
+        "math500=deepspec.evaluate.tasks:Math500",
+        "humaneval=deepspec.evaluate.tasks:HumanEval",
+        "mbpp=deepspec.evaluate.tasks:Mbpp",
+        "mt-bench=deepspec.evaluate.tasks:MtBench",
+        "alpaca=deepspec.evaluate.tasks:Alpaca",
     ]

@@ -118,7 +118,8 @@ class Sampling:
 
     Attributes:
         temperature: float ``[R]``; 0 is greedy.
-        top_k: int64 ``[R]``, V where off. top_p: float ``[R]``, 1 where off. min_p: float ``[R]``, 0 where off.
+        top_k: int64 ``[R]``, V where off.
+        top_p, min_p: float ``[R]``, 1 and 0 where off.
         any_greedy: whether some temperature is 0 (host side).
         unit: whether every temperature is 1 (host side).
     """
@@ -228,7 +229,7 @@ class RoundRecord:
         requests: the requests that were verified in this step.
         verify_tokens: B, tokens in the target step, prefill included.
         prefill_tokens: how many of them were prompt tokens.
-        draft_ms, verify_ms, other_ms: wall time of drafting, of the target forward with the verdict, of the rest.
+        draft_ms, verify_ms, other_ms: wall time of drafting, of target forward and verdict, of the rest.
         kv_tokens: positions held in the target's KV slots after the step.
     """
 

@@ -96,7 +96,7 @@ class Engine:
         return number
 
     def cancel(self, request_id: int) -> None:
-        """End a request now; its completion keeps what was generated. Unknown or finished numbers are ignored."""
+        """End a request now; its completion keeps what was generated. Finished numbers are ignored."""
         request = self._queue.find(request_id)
         if request is not None:
             request.finish_reason = "cancelled"
@@ -163,7 +163,8 @@ class Engine:
         if len(prompt) + params.max_tokens > self.max_positions:
             raise ConfigError(
                 f"prompt of {len(prompt)} tokens plus max_tokens {params.max_tokens} is over max_positions "
-                f"{self.max_positions}; shorten one of them or raise it (the target's limit is {self.target.info.max_positions})"
+                f"{self.max_positions}; shorten one of them or raise it "
+                f"(the target's limit is {self.target.info.max_positions})"
             )
         wrong = next((t for t in prompt if not 0 <= t < vocab_size), None)
         if wrong is not None:

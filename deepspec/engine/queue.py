@@ -11,7 +11,7 @@ from deepspec.engine.request import Request
 
 @dataclass(frozen=True)
 class PromptChunk:
-    """Prompt tokens ``start .. start + count - 1`` of a request; ``is_last`` when the prompt ends with them."""
+    """Prompt tokens ``start .. start + count - 1`` of a request."""
 
     request: Request
     start: int

@@ -11,7 +11,6 @@ import platform
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,15 +21,12 @@ from deepspec.evaluate.acceptance import Acceptance, measure_acceptance
 from deepspec.evaluate.report import EvalReport, TaskResult
 from deepspec.evaluate.speed import Speed, measure_speed
 from deepspec.evaluate.tasks import EvalTask, Prompts, file_prompts, split_task_file, spread
-from deepspec.plugins import create_plugin_manager, register, resolve_part
+from deepspec.plugins import create_plugin_manager, resolve_part
 from deepspec.runs import Run, load
 from deepspec.strategy import Parts
 from deepspec.target import Target
 from deepspec.train.assemble import for_decoding
 from deepspec.types import RequestRound, RoundRecord
-
-if TYPE_CHECKING:
-    import pluggy
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +89,7 @@ def collect_prompts(names: Sequence[str], target: Target, config: EvalConfig) ->
         raise ConfigError("no task was given; name one, such as stdlib, or NAME=FILE.jsonl")
     if target.tokenizer is None:
         raise TargetError(f"target {target.name!r} has no tokenizer, so prompts cannot be made for it")
-    manager = task_manager()
+    manager = create_plugin_manager()
     found: dict[str, Prompts] = {}
     for given in names:
         if "=" in given:
@@ -107,16 +103,6 @@ def collect_prompts(names: Sequence[str], target: Target, config: EvalConfig) ->
             raise ConfigError(f"task {name!r} is given twice; name each once")
         found[name] = _that_fit(name, prompts, target.info.max_positions - config.max_tokens)
     return found
-
-
-def task_manager() -> pluggy.PluginManager:
-    """A plugin manager that also knows the built-in tasks."""
-    from deepspec.evaluate import registration
-
-    manager = create_plugin_manager()
-    if not manager.is_registered(registration):
-        register(manager, registration, name="tasks")
-    return manager
 
 
 def decode_rounds(

@@ -28,7 +28,10 @@ Contender = Callable[[Sequence[int], SamplingParams], float]
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians over prompts (tokens per second, the ratio of paired times) and over rounds (milliseconds)."""
+    """Medians over prompts (tokens per second, the ratio of paired times) and over rounds (milliseconds).
+
+    ``seconds`` holds each contender's time for each prompt, in the prompts' order, for paired comparisons.
+    """
 
     tokens_per_s: float
     tokens_per_s_plain: float
@@ -37,6 +40,7 @@ class Speed:
     draft_ms: float
     verify_ms: float
     target_ms: float
+    seconds: dict[str, tuple[float, ...]]
 
 
 def measure_speed(
@@ -72,6 +76,7 @@ def measure_speed(
         draft_ms=statistics.median(speculative.draft_ms or [0.0]),
         verify_ms=statistics.median(speculative.verify_ms or [0.0]),
         target_ms=statistics.median(plain.verify_ms or [0.0]),
+        seconds={name: tuple(found) for name, found in times.items()},
     )
 
 

@@ -76,7 +76,7 @@ def _prefix_length(kept: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _residual(p: Tensor, draft: Draft, accepted: Tensor, lengths: Tensor, target: TargetRows) -> Tensor:
-    """Weights of the closing token ``[R, V]``: p after full acceptance, else (p - q)+, p's argmax if that is empty."""
+    """Weights of the closing token ``[R, V]``: p after full acceptance, else (p - q)+ or p's argmax."""
     rejected = accepted < lengths
     last = draft.tokens.shape[1] - 1
     if last < 0:

@@ -1,4 +1,4 @@
-"""Building blocks for drafters, free to use in plugins: norm, rotary positions, attention projections, MLP."""
+"""Building blocks for drafters, free to use in plugins: norm, rotary positions, MLP, request slots."""
 
 from deepspec.nn.blocks import RMSNorm, SwiGLU, apply_rotary, rotary
 from deepspec.nn.slots import SlotStore

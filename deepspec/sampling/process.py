@@ -31,7 +31,7 @@ def process_rows(logits: Tensor, sampling: Sampling, requests: Tensor | None = N
 
 
 def scale(logits: Tensor, sampling: Sampling, requests: Tensor | None = None) -> Tensor:
-    """Upcast and apply temperature; at temperature 0 only the first largest token stays, with weight 0 in log."""
+    """Upcast and apply temperature; at 0 only the first largest token stays, with log-weight 0."""
     values = logits if logits.dtype == torch.float64 else logits.float()
     if sampling.unit:
         return values

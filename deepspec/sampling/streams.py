@@ -21,7 +21,7 @@ Array = NDArray[np.uint64]
 
 
 class Stream(IntEnum):
-    """Disjoint streams. DELTA is keyed by the absolute position of the token drawn, the rest by (anchor, index)."""
+    """Disjoint streams. DELTA is keyed by the drawn token's own position, the rest by (anchor, index)."""
 
     DRAFT = 0
     ACCEPT = 1

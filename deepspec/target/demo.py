@@ -9,6 +9,7 @@ to ``build-log.json`` beside the weights. Users never need to run this.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import hashlib
 import json
@@ -29,6 +30,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
 from deepspec.data.local_text import TARGET_PACKAGES, SourceFile, package_files, stdlib_files
+from deepspec.target.model import Target
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +145,13 @@ def perplexity(model: nn.Module, rows: Tensor, width: int = 256) -> float:
     windows = rows.reshape(-1, width).long()
     losses = [token_loss(model, chunk) * len(chunk) for chunk in windows.split(32)]
     return math.exp(float(torch.stack(losses).sum()) / len(windows))
+
+
+def held_out_perplexity(target: Target, files: Sequence[SourceFile], width: int = 512) -> float:
+    """The same of a loaded target's model over ``files``, by transformers' own attention."""
+    model = copy.deepcopy(target.model)
+    model.set_attn_implementation("sdpa")
+    return perplexity(model, token_rows(target.tokenizer, files, width))
 
 
 def learning_rate_factor(step: int, recipe: Recipe) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from huggingface_hub import errors as hub
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from deepspec.config import TargetConfig
 
 DEMO = "demo"
+Loaded = TypeVar("Loaded")
 
 
 def load_target(config: TargetConfig, *, device: str | None = None) -> Target:
@@ -73,40 +75,46 @@ def _load_model(source: str, dtype: torch.dtype | str, options: dict[str, Any]) 
             transformers_logging.enable_progress_bar()
 
 
-def _attempt(config: TargetConfig, load: Any) -> Any:
+def _attempt(config: TargetConfig, load: Callable[[], Loaded]) -> Loaded:
     """Run a loader and turn what can go wrong into one line that says which."""
-    name = config.name
-    at = f" at revision {config.revision}" if config.revision else ""
     try:
         return load()
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
-        raise TargetError(_reason(error, name, at)) from error
+        reason = _hub_reason(error, config.revision) or _folder_reason(error, config.name)
+        raise TargetError(f"target {config.name!r} {reason or _unreachable(error)}") from error
 
 
-def _reason(error: BaseException, name: str, at: str) -> str:
+def _hub_reason(error: BaseException, revision: str | None) -> str | None:
     causes = list(_chain(error))
-    folder = Path(name)
-    if any(isinstance(c, hub.GatedRepoError) for c in causes):
-        return f"target {name!r} is gated; request access on its page and log in with `hf auth login`"
-    if any(isinstance(c, hub.RevisionNotFoundError) for c in causes):
-        return f"target {name!r} has no revision {at[13:]!r}; give --target-revision an existing branch, tag or commit"
-    if any(isinstance(c, hub.RepositoryNotFoundError) for c in causes):
-        return f"target {name!r} was not found on the hub; check the spelling, or log in if it is private"
+    if any(isinstance(cause, hub.GatedRepoError) for cause in causes):
+        return "is gated; request access on its page and log in with `hf auth login`"
+    if any(isinstance(cause, hub.RevisionNotFoundError) for cause in causes):
+        return f"has no revision {revision!r}; give --target-revision an existing branch, tag or commit"
+    if any(isinstance(cause, hub.RepositoryNotFoundError) for cause in causes):
+        return "was not found on the hub; check the spelling, or log in if it is private"
     if "trust_remote_code" in str(error):
-        return f"target {name!r} needs its own code to load; pass --trust-remote-code if you trust it"
+        return "needs its own code to load; pass --trust-remote-code if you trust it"
+    return None
+
+
+def _folder_reason(error: BaseException, name: str) -> str | None:
+    folder = Path(name)
     if folder.is_dir():
-        missing = [f for f in ("config.json",) if not (folder / f).exists()]
-        detail = f"it has no {missing[0]}" if missing else _first_line(error)
-        return f"target folder {name!r} cannot be read: {detail}"
+        has_config = (folder / "config.json").exists()
+        return f"cannot be read: {_first_line(error) if has_config else 'the folder has no config.json'}"
     if folder.is_absolute() or name.startswith("."):
-        return f"target folder {name!r} does not exist; give a folder with config.json and safetensors, or a hub id"
+        return "does not exist; give a folder with config.json and safetensors, or a hub id"
+    return None
+
+
+def _unreachable(error: BaseException) -> str:
     return (
-        f"target {name!r}{at} could not be loaded: it is not in the local cache and the hub cannot be reached "
-        f"(offline?), or it is unreadable; use a local folder, or `demo`. {_first_line(error)}"
+        "could not be loaded: it is not in the local cache and the hub cannot be reached (offline?), or it "
+        f"is unreadable; give a local folder, or `demo`. {_first_line(error)}"
     )
 
 
-def _chain(error: BaseException | None) -> Any:
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

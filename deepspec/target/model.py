@@ -31,7 +31,7 @@ class Target:
         model: the Hugging Face model, in evaluation mode, without gradients.
         info: sizes and shared weights.
         tokenizer: its tokenizer, or None for a bare model.
-        name: as the user gave it. revision: the commit, when known. fingerprint: of configuration and weights.
+        name: as the user gave it. revision: the commit, when known. fingerprint: of the weights.
         stop_token_ids: tokens that end a text.
     """
 
@@ -63,13 +63,13 @@ class Target:
         return KVSlots(num_slots, max_positions)
 
     def check_layers(self, layers: Sequence[int]) -> None:
-        """Refuse taps that do not exist, and the last layer (its output may be taken after the final norm)."""
+        """Refuse taps that do not exist, and the last layer (libraries disagree on what its output is)."""
         last = self.info.num_layers - 1
         for layer in layers:
             if not 0 <= layer < last:
                 raise ConfigError(
-                    f"target layer {layer} cannot be tapped; allowed are 0..{last - 1} of {last + 1} layers, never the last "
-                    "(a drafter that wants the last hidden state reads features.last_hidden)"
+                    f"target layer {layer} cannot be tapped; allowed are 0..{last - 1} of {last + 1} layers, "
+                    "never the last (a drafter that wants its output reads features.last_hidden)"
                 )
 
     def forward(
@@ -291,5 +291,5 @@ def _check_readout(target: Target) -> None:
     scale = theirs.float().abs().max().clamp(min=1.0)
     if not torch.allclose(ours.float() / scale, theirs.float() / scale, atol=2e-2):
         raise TargetError(
-            f"{target.name} computes logits by more than its LM head and a soft-cap; such a model is not supported"
+            f"{target.name} computes logits by more than its LM head and a soft-cap, which is not supported"
         )

@@ -61,7 +61,7 @@ class KVSlots(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Scatter ``[1, kv heads, T, d]`` into the slots; the attention function reads them back from there."""
+        """Scatter ``[1, kv heads, T, d]`` into the slots; attention reads them back from there."""
         for store, new in ((self.keys, key_states), (self.values, value_states)):
             if layer_idx not in store:
                 store[layer_idx] = new.new_zeros(

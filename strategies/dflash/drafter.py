@@ -46,7 +46,7 @@ class BlockState:
 
 
 def draft_depth(num_layers: int) -> int:
-    """Draft layers for a target of that depth: five for the published ones, fewer where the target is shallow."""
+    """Draft layers for a target of that depth: five as published, fewer where it is shallow."""
     return min(5, max(1, round(num_layers / 6)))
 
 
@@ -212,7 +212,7 @@ class DFlashDrafter(Drafter[BlockState]):
         """Nothing to do: a slot's next request overwrites it."""
 
     def _context_mask(self, anchors: Anchors, dtype: torch.dtype) -> Tensor:
-        """Additive ``[R, 1, heads per kv head * G, L + G]``: context strictly before each anchor, all of the block."""
+        """Additive ``[R, 1, heads per kv head * G, L + G]``: context before each anchor, all of the block."""
         num_draft = self.context.draft_length
         seen = (
             torch.arange(anchors.max_position, device=anchors.positions.device) < anchors.positions[:, None]

@@ -42,7 +42,8 @@ def test_streams_indices_epochs_and_seeds_give_different_draws() -> None:
 
 def test_uniforms_look_uniform() -> None:
     drawn = uniforms(np.uint64(1), np.arange(20_000, dtype=np.uint64), np.uint64(0), Stream.DRAFT).ravel()
-    assert 0 <= drawn.min() and drawn.max() < 1
+    assert drawn.min() >= 0
+    assert drawn.max() < 1
     counts = np.histogram(drawn, bins=50, range=(0, 1))[0]
     expected = len(drawn) / 50
     # 49 degrees of freedom: a value over 95 has a chance of 1e-4, and the seed is fixed.

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from deepspec_strategies.dflash.drafter import even_layers
 
 from deepspec.errors import ConfigError
 from deepspec.strategy import Parts, Strategy
 from deepspec.target import Target, make_target
 from deepspec.types import AnchorBlocks, Anchors, Extension, Features, TokenBatch
-from deepspec_strategies.dflash.drafter import even_layers
 from tests.tiny_models import VOCAB, make
 
 G = 4

@@ -41,7 +41,7 @@ def run_draft(parts: Parts, anchors: Anchors, sampling: Sampling, noise: Tensor)
             hidden = drafter.step(state, k, previous)
         step, memory = head.step(previous, hidden, memory)
         logits = readout_logits(hidden, readout) if base is None else base[:, k]
-        if step.latent is not None:
+        if step.latent is not None and head.output_weight is not None:
             logits = logits + linear(step.latent, head.output_weight)
         drawn = draw_draft(logits, sampling, noise[:, k])
         previous = drawn.tokens if readout.target_ids is None else readout.target_ids[drawn.tokens]

@@ -148,8 +148,10 @@ class Engine:
     def _submit_all(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[int]:
-        shared = params is None or isinstance(params, SamplingParams)
-        each = [params] * len(prompts) if shared else list(params)  # type: ignore[list-item, arg-type]
+        if params is None or isinstance(params, SamplingParams):
+            each: list[SamplingParams | None] = [params] * len(prompts)
+        else:
+            each = list(params)
         if len(each) != len(prompts):
             raise ConfigError(
                 f"{len(each)} sampling parameters for {len(prompts)} prompts; give one or as many"
@@ -224,7 +226,7 @@ class Engine:
         draft_ms = outcome.draft_ms + extend_ms
         record = RoundRecord(
             requests=tuple(rounds),
-            verify_tokens=sum(span.count for span in outcome.spans),
+            verify_tokens=sum(span.length for span in outcome.spans),
             prefill_tokens=sum(chunk.count for chunk in plan.chunks),
             draft_ms=draft_ms,
             verify_ms=outcome.verify_ms,

@@ -124,7 +124,7 @@ class Loop:
             return
         entries = [(s, r, n) for s, r, n in zip(outcome.spans, requests, kept, strict=True) if n > 0]
         slots, positions = span_rows([Span(s.slot, s.start, n) for s, _, n in entries])
-        offsets = np.cumsum([0] + [s.count for s in outcome.spans])
+        offsets = np.cumsum([0] + [s.length for s in outcome.spans])
         index = [np.arange(o, o + n) for o, n in zip(offsets, kept, strict=False) if n > 0]
         tokens = [t for s, r, n in entries for t in r.tokens[s.start : s.start + n]]
         following = [t for s, r, n in entries for t in r.tokens[s.start + 1 : s.start + n + 1]]
@@ -161,7 +161,7 @@ class Loop:
                 self.parts, start, _sampling_on(sampling, self._draft_device), noise.to(self._draft_device)
             )
             draft = _draft_on(drafted.draft, self.target.device)
-            if self.parts.policy.needs_confidence:
+            if drafted.confidence is not None and self.parts.policy.needs_confidence:
                 survival = self.parts.calibrator.conditional(drafted.confidence).cumprod(dim=1)
                 lengths = self.parts.policy.lengths(survival.to(self.target.device), lengths, load)
         on_cpu = self.target.device.type == "cpu"
@@ -188,7 +188,7 @@ class Loop:
                     )
                 ]
             parts.append(flat)
-        num_verify = sum(span.count for span in spans)
+        num_verify = sum(span.length for span in spans)
         total = num_verify
         for chunk in plan.chunks:
             spans.append(Span(chunk.request.slot, chunk.start, chunk.count))

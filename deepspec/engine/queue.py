@@ -68,7 +68,7 @@ class RequestQueue:
     def plan(self) -> StepPlan:
         """Admit what fits and divide the prompt budget in order of arrival."""
         budget = self._prefill_chunk
-        chunks = []
+        chunks: list[PromptChunk] = []
         unread = [r for r in self._running.values() if r.computed < r.prompt_length]
         for request in sorted(unread, key=lambda r: r.request_id):
             budget -= self._chunk(request, budget, chunks)

@@ -68,9 +68,8 @@ def _broadcast(
 
 def request_seed(engine_seed: int, request_number: int) -> int:
     """A 64-bit seed for a request that brought none; distinct requests get unrelated streams."""
-    number = np.uint64(request_number)
-    words = philox(
-        np.uint64(engine_seed & 0xFFFFFFFFFFFFFFFF),
-        (number & _MASK, number >> _SHIFT, np.uint64(0), np.uint64(0x5EED)),
+    key, number, zero, mark = np.array(
+        [[engine_seed % 2**64], [request_number], [0], [0x5EED]], dtype=np.uint64
     )
-    return int(words[0]) << 32 | int(words[1])
+    words = philox(key, (number & _MASK, number >> _SHIFT, zero, mark))
+    return int(words[0][0]) << 32 | int(words[1][0])

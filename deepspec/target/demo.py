@@ -163,7 +163,7 @@ def learning_rate_factor(step: int, recipe: Recipe) -> float:
 
 
 def fit(
-    model: nn.Module, rows: Tensor, held_out: Tensor, recipe: Recipe, out: Path
+    model: transformers.PreTrainedModel, rows: Tensor, held_out: Tensor, recipe: Recipe, out: Path
 ) -> list[dict[str, float]]:
     """Train in place with Muon (hidden matrices) and AdamW (the rest); returns the logged curve."""
     named = list(model.named_parameters())
@@ -205,7 +205,7 @@ def fit(
     return curve
 
 
-def save_model(model: nn.Module, out: Path) -> None:
+def save_model(model: transformers.PreTrainedModel, out: Path) -> None:
     """Write bf16 weights (the tied head once) and the configuration."""
     weights = {
         k: v.detach().bfloat16().contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"

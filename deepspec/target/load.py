@@ -61,7 +61,7 @@ def resolve_device(name: str | None) -> torch.device:
 
 def _dtype(name: str, device: torch.device) -> torch.dtype | str:
     if name != "auto":
-        return getattr(torch, name)  # type: ignore[no-any-return]
+        return getattr(torch, name)
     return torch.float32 if device.type == "cpu" else "auto"
 
 

@@ -161,13 +161,14 @@ def _document_spans(batch: TokenBatch) -> tuple[list[Span], list[int]]:
     """Each document as a span, and the flat columns of all real tokens."""
     segments = batch.segments.tolist()
     length = len(segments[0])
-    spans, columns = [], []
+    spans: list[Span] = []
+    columns: list[int] = []
     for row, ids in enumerate(segments):
         begin = 0
         for end in range(1, length + 1):
             if end == length or ids[end] != ids[begin]:
                 if ids[begin] >= 0:
-                    spans.append(Span(slot=0, start=0, count=end - begin))
+                    spans.append(Span(slot=0, start=0, length=end - begin))
                     columns += range(row * length + begin, row * length + end)
                 begin = end
     return spans, columns
@@ -282,7 +283,7 @@ def _check_readout(target: Target) -> None:
     """Compare our logits with the model's own on a few tokens, once."""
     count = min(3, target.info.vocab_size)
     tokens = torch.arange(count, device=target.device)
-    span = [Span(slot=0, start=0, count=count)]
+    span = [Span(slot=0, start=0, length=count)]
     ours = target.logits(target.forward(tokens, span, None, ()).last_hidden)
     plan = plan_step(span, target.device, None)
     theirs = target.model(

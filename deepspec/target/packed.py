@@ -31,7 +31,7 @@ class Span(NamedTuple):
 
     slot: int
     start: int
-    count: int
+    length: int
 
 
 def span_rows(spans: Sequence[Span]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -42,7 +42,7 @@ def span_rows(spans: Sequence[Span]) -> tuple[NDArray[np.int64], NDArray[np.int6
     return np.repeat(slots, counts), offsets + np.arange(ends[-1])
 
 
-class KVSlots(Cache):
+class KVSlots(Cache):  # type: ignore[misc]  # transformers is not typed
     """Keys and values of ``num_slots`` requests, ``[slots, positions, kv heads, head size]`` a layer.
 
     ``update`` writes the step's rows at ``index`` (set by the target before each forward); layers are
@@ -52,9 +52,9 @@ class KVSlots(Cache):
     is_compileable = False
 
     def __init__(self, num_slots: int, max_positions: int) -> None:
-        self.layers = []
+        self.layers: list[Any] = []
         self.num_slots, self.max_positions = num_slots, max_positions
-        self.index: Tensor | None = None
+        self.index = torch.zeros(0, dtype=torch.int64)
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
 
@@ -127,13 +127,13 @@ def plan_step(spans: Sequence[Span], device: torch.device, cache: KVSlots | None
     total = 0
     for span in spans:
         offsets.append(total)
-        total += span.count
+        total += span.length
     buckets: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for number, span in enumerate(spans):
-        if cache is not None and span.count <= _DECODE_ROWS:
-            key: tuple[int, ...] = (max(_FIRST_BUCKET, span.start + span.count - 1).bit_length(),)
+        if cache is not None and span.length <= _DECODE_ROWS:
+            key: tuple[int, ...] = (max(_FIRST_BUCKET, span.start + span.length - 1).bit_length(),)
         else:
-            key = (span.start, span.count, -1)
+            key = (span.start, span.length, -1)
         buckets[key].append(number)
     groups = tuple(
         _make_group([(spans[i], offsets[i]) for i in members], device) for members in buckets.values()
@@ -143,8 +143,8 @@ def plan_step(spans: Sequence[Span], device: torch.device, cache: KVSlots | None
 
 def _make_group(members: list[tuple[Span, int]], device: torch.device) -> Group:
     spans = [span for span, _ in members]
-    most = max(span.count for span in spans)
-    uniform = all(span.count == most for span in spans)
+    most = max(span.length for span in spans)
+    uniform = all(span.length == most for span in spans)
     first = members[0][1]
     consecutive = uniform and all(offset == first + i * most for i, (_, offset) in enumerate(members))
     steps = torch.arange(most, device=device)
@@ -152,7 +152,7 @@ def _make_group(members: list[tuple[Span, int]], device: torch.device) -> Group:
     rows: slice | Tensor = slice(first, first + most * len(spans))
     real = None
     if not consecutive:
-        last = torch.tensor([offset + span.count - 1 for span, offset in members], device=device)[:, None]
+        last = torch.tensor([offset + span.length - 1 for span, offset in members], device=device)[:, None]
         offsets = torch.tensor([offset for _, offset in members], device=device)[:, None]
         rows = (offsets + steps).minimum(last)
         real = _real_rows(members, most, device)
@@ -163,7 +163,7 @@ def _make_group(members: list[tuple[Span, int]], device: torch.device) -> Group:
         slots=slice(slots[0], slots[0] + len(slots)) if ranged else torch.tensor(slots, device=device),
         num_spans=len(spans),
         num_queries=most,
-        num_keys=max(span.start + span.count for span in spans),
+        num_keys=max(span.start + span.length for span in spans),
         positions=starts + steps,
         real=real,
         causal=all(span.start == 0 for span in spans) and uniform,
@@ -171,8 +171,8 @@ def _make_group(members: list[tuple[Span, int]], device: torch.device) -> Group:
 
 
 def _real_rows(members: list[tuple[Span, int]], most: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    packed = [offset + i for span, offset in members for i in range(span.count)]
-    padded = [n * most + i for n, (span, _) in enumerate(members) for i in range(span.count)]
+    packed = [offset + i for span, offset in members for i in range(span.length)]
+    padded = [n * most + i for n, (span, _) in enumerate(members) for i in range(span.length)]
     return torch.tensor(packed, device=device), torch.tensor(padded, device=device)
 
 
@@ -211,7 +211,7 @@ def packed_attention(
         if packed.cache is None:
             keys, values = _grouped(key, group), _grouped(value, group)
         else:
-            keys, values = packed.cache.read(module.layer_idx, group.slots, group.num_keys)
+            keys, values = packed.cache.read(_layer_index(module), group.slots, group.num_keys)
         queries = _grouped(query, group)
         repeats = query.shape[1] // keys.shape[1]
         if softcap is None and sinks is None and group.causal and _window_is_wide(group, sliding_window):
@@ -225,6 +225,13 @@ def packed_attention(
             result = folded.reshape(queries.shape[:3] + values.shape[3:])
         results.append(result.transpose(1, 2))
     return _packed(results, packed), None
+
+
+def _layer_index(module: nn.Module) -> int:
+    index = module.layer_idx
+    if not isinstance(index, int):
+        raise TypeError(f"{type(module).__name__}.layer_idx is {index!r}; expected a number")
+    return index
 
 
 def _window_is_wide(group: Group, window: int | None) -> bool:

@@ -136,7 +136,7 @@ class DFlashDrafter(Drafter[BlockState]):
         self.repeats = heads // kv_heads
         self.fc = nn.Linear(len(self._target_layers) * size, size, bias=False)
         self.hidden_norm = RMSNorm(size, eps)
-        self.layers = nn.ModuleList(
+        layers = [
             DraftLayer(
                 size,
                 config.intermediate_size or info.intermediate_size,
@@ -144,7 +144,9 @@ class DFlashDrafter(Drafter[BlockState]):
                 eps,
             )
             for _ in range(config.num_layers or draft_depth(info.num_layers))
-        )
+        ]
+        self.layers = nn.ModuleList(layers)
+        self._layers = tuple(layers)
         self.norm = RMSNorm(size, eps)
         self.slots: list[tuple[SlotStore, SlotStore]] = []
 
@@ -164,7 +166,7 @@ class DFlashDrafter(Drafter[BlockState]):
             shape = (layer.self_attn.num_kv_heads, layer.self_attn.head_dim)
             return SlotStore(num_slots, max_positions, shape, dtype=dtype, device=device)
 
-        self.slots = [(store(layer), store(layer)) for layer in self.layers]
+        self.slots = [(store(layer), store(layer)) for layer in self._layers]
         self._decode_table = self._table(
             torch.arange(max_positions + self.context.draft_length, device=device), dtype
         )
@@ -172,7 +174,7 @@ class DFlashDrafter(Drafter[BlockState]):
     def extend(self, extension: Extension) -> None:
         injected = self._inject(extension.features.tapped)
         table = self._looked_up(extension.positions)
-        for layer, stores in zip(self.layers, self.slots, strict=True):
+        for layer, stores in zip(self._layers, self.slots, strict=True):
             for store, values in zip(stores, layer.self_attn.keys_values(injected, table), strict=True):
                 store.write(extension.rows, extension.positions, values)
 
@@ -183,7 +185,7 @@ class DFlashDrafter(Drafter[BlockState]):
         table = self._looked_up(anchors.positions[:, None] + steps)
         length = anchors.max_position
         mask = self._context_mask(anchors, x.dtype) if len(anchors.slots) > 1 else None
-        for layer, (keys, values) in zip(self.layers, self.slots, strict=True):
+        for layer, (keys, values) in zip(self._layers, self.slots, strict=True):
             x = layer(x, table, (keys.read(anchors.slots, length), values.read(anchors.slots, length)), mask)
         return BlockState(hidden=self.norm(x))
 
@@ -204,7 +206,7 @@ class DFlashDrafter(Drafter[BlockState]):
         x, positions = grid.scatter(x), grid.scatter(positions)
         mask = grid.mask(batch, x.dtype).repeat(1, 1, self.repeats, 1)
         table = self._table(positions, x.dtype)
-        for layer in self.layers:
+        for layer in self._layers:
             x = layer(x, table, layer.self_attn.keys_values(injected, context_table), mask)
         return grid.gather(self.norm(x))
 

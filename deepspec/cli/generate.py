@@ -111,9 +111,8 @@ class _Recording:
 
     def __init__(self, events: Iterable[TokenEvent]) -> None:
         self._events = events
-        self._started = time.perf_counter()
-        self._seconds = 0.0
-        self._tokens = 0
+        self._first_seconds = self._last_seconds = 0.0
+        self._tokens = self._first_tokens = 0
         self._gained = self._num_rounds = 0
         self._finish_reason: str | None = None
 
@@ -125,16 +124,19 @@ class _Recording:
                 # A round cut short by a stop token or the maximum still accepted what it accepted.
                 self._gained += event.round.accepted + 1
             self._finish_reason = event.finish_reason or self._finish_reason
-            self._seconds = time.perf_counter() - self._started
+            self._last_seconds = time.perf_counter()
+            if not self._first_seconds:  # speed is that of decoding: the prompt and warm-up do not count
+                self._first_seconds, self._first_tokens = self._last_seconds, self._tokens
             yield event
 
     def summary(self) -> dict[str, Any]:
         """Counts and speed as plain values."""
+        seconds = self._last_seconds - self._first_seconds
         return {
             "num_tokens": self._tokens,
             "num_rounds": self._num_rounds,
             "accepted_length": self._gained / self._num_rounds if self._num_rounds else None,
-            "tokens_per_s": self._tokens / self._seconds if self._seconds else None,
+            "tokens_per_s": (self._tokens - self._first_tokens) / seconds if seconds else None,
             "finish_reason": self._finish_reason,
         }
 

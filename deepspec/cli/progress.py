@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from deepspec.types import StepRecord
 
 
-def describe(record: StepRecord) -> str:
-    """One step in words: loss, expected accepted length, speed, time left."""
+def describe(record: StepRecord, *, length: str = "expected accepted length") -> str:
+    """One step in words: loss, expected accepted length (under the name ``length``), speed, time left."""
     return (
-        f"loss {record.loss:.4f}  expected accepted length {record.expected_accepted_length:.3f}  "
+        f"loss {record.loss:.4f}  {length} {record.expected_accepted_length:.3f}  "
         f"{record.tokens_per_s:,.0f} tokens/s  {clock(record.seconds_left)} left"
     )
 
@@ -45,7 +45,7 @@ class TrainingProgress:
             self._bar = Progress(
                 TextColumn("step"),
                 MofNCompleteColumn(),
-                BarColumn(bar_width=20),
+                BarColumn(bar_width=8),
                 TextColumn("{task.description}"),
                 console=console,
             )
@@ -66,7 +66,11 @@ class TrainingProgress:
         if self._bar is not None:
             if not self._bar.tasks:
                 self._bar.add_task("", total=record.num_steps)
-            self._bar.update(self._bar.tasks[0].id, completed=record.step, description=describe(record))
+            self._bar.update(
+                self._bar.tasks[0].id,
+                completed=record.step,
+                description=describe(record, length="expected τ"),
+            )
         elif record.step % self._every == 0 or record.step in (1, record.num_steps):
             width = len(str(record.num_steps))
             step = f"step {record.step:>{width}}/{record.num_steps}  {describe(record)}"

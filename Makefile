@@ -21,7 +21,8 @@ test: setup
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: setup
-	$(BIN)/python benchmarks/bench.py $(ARGS)
+	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/training.py
 
 lint: setup
 	$(BIN)/python -m pip install -q -e ".[lint]" -c constraints.txt

@@ -200,7 +200,9 @@ class Engine:
         return rounds
 
     def _extend(self, plan: StepPlan, outcome: StepOutcome) -> None:
-        """Pass committed rows of requests that go on to the drafter."""
+        """Pass committed rows of requests that go on to the drafter, if there is one."""
+        if self.parts.drafter.context.draft_length == 0:
+            return
         requests = [*plan.decoding, *(chunk.request for chunk in plan.chunks)]
         kept = [1 + accepted for accepted in outcome.accepted[: len(plan.decoding)]]
         kept += [chunk.count for chunk in plan.chunks]

@@ -21,7 +21,7 @@ from deepspec.evaluate.acceptance import Acceptance, measure_acceptance
 from deepspec.evaluate.report import EvalReport, TaskResult
 from deepspec.evaluate.speed import Speed, measure_speed
 from deepspec.evaluate.tasks import EvalTask, Prompts, file_prompts, split_task_file, spread
-from deepspec.plugins import create_plugin_manager, resolve_part
+from deepspec.plugins import create_plugin_manager, resolve_part, round_observer
 from deepspec.runs import Run, load
 from deepspec.strategy import Parts
 from deepspec.target import Target
@@ -121,7 +121,7 @@ def decode_rounds(
         max_batch=min(config.batch, len(prompts)),
         max_positions=max(len(prompt) for prompt in prompts) + config.max_tokens,
         seed=config.seed,
-        observers=[observe],
+        observers=[observe, round_observer(create_plugin_manager())],
     )
     completions = engine.run(prompts, sampling_params(config, max_tokens=config.max_tokens))
     return [rounds.get(completion.request_id, []) for completion in completions]

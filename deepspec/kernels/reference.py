@@ -50,6 +50,8 @@ def delta_rule(target: TargetRows, draft: Draft, lengths: Tensor, noise: Tensor)
     rows = _row_index(target, num_draft)
     weights = _processed(target).softmax(dim=-1)[rows.flatten()]
     drawn = draw(weights, noise.flatten(0, 1)).view(rows.shape)
+    if num_draft == 0:
+        return Verdict(accepted=torch.zeros_like(lengths), bonus=drawn[:, 0])
     accepted = _prefix_length(drawn[:, :num_draft] == draft.tokens, lengths)
     return Verdict(accepted=accepted, bonus=drawn.gather(1, accepted[:, None])[:, 0])
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 _MASK = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
-_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+_MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)
+_WEYL = np.outer(np.arange(10, dtype=np.uint64), np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64))
 
 Array = NDArray[np.uint64]
 
@@ -29,15 +29,18 @@ class Stream(IntEnum):
     DELTA = 3
 
 
-def philox(key: Array, counter: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-    """Four 32-bit words (in uint64) for each 64-bit key and four-word counter; arguments broadcast."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key & _MASK, key >> _SHIFT
-    for _ in range(10):
-        p0, p1 = _M0 * c0, _M1 * c2
-        c0, c1, c2, c3 = (p1 >> _SHIFT) ^ c1 ^ k0, p1 & _MASK, (p0 >> _SHIFT) ^ c3 ^ k1, p0 & _MASK
-        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
-    return c0, c1, c2, c3
+def philox(key: Array, even: Array, odd: Array) -> tuple[Array, Array]:
+    """Four 32-bit words (in uint64) for each 64-bit key and counter.
+
+    Words 0 and 2 of counter and result are stacked in ``even [..., 2]``, words 1 and 3 in ``odd [..., 2]``,
+    which keeps a round down to a handful of array operations; ``key`` is ``[...]``.
+    """
+    halves = np.stack([key & _MASK, key >> _SHIFT], axis=-1)
+    for step in _WEYL:
+        product = even * _MULTIPLIERS
+        even = (product >> _SHIFT)[..., ::-1] ^ odd ^ ((halves + step) & _MASK)
+        odd = (product & _MASK)[..., ::-1]
+    return even, odd
 
 
 def uniforms(
@@ -52,24 +55,18 @@ def uniforms(
         stream: one stream, or an array of them.
         epoch: raised whenever a computed verdict was thrown away and is drawn again.
     """
-    streams = np.asarray(stream, dtype=np.uint64)
-    words = philox(*_broadcast(seeds, positions, indices, streams, np.uint64(epoch)))
-    high = (words[0] << np.uint64(21)) ^ (words[1] >> np.uint64(11))
-    low = (words[2] << np.uint64(21)) ^ (words[3] >> np.uint64(11))
-    return np.stack([high, low], axis=-1).astype(np.float64) * 2.0**-53
-
-
-def _broadcast(
-    seeds: Array, positions: Array, indices: Array, streams: Array, epoch: np.uint64
-) -> tuple[Array, tuple[Array, Array, Array, Array]]:
-    seeds, positions, indices, streams = np.broadcast_arrays(seeds, positions, indices, streams)
-    return seeds, (positions & _MASK, indices, streams, np.full_like(positions, epoch))
+    shape = np.broadcast_shapes(seeds.shape, positions.shape, indices.shape, np.shape(stream))
+    even, odd = np.empty((*shape, 2), dtype=np.uint64), np.empty((*shape, 2), dtype=np.uint64)
+    even[..., 0], odd[..., 0] = positions & _MASK, indices
+    even[..., 1], odd[..., 1] = stream, epoch
+    even, odd = philox(seeds, even, odd)
+    return ((even << np.uint64(21)) ^ (odd >> np.uint64(11))) * 2.0**-53
 
 
 def request_seed(engine_seed: int, request_number: int) -> int:
     """A 64-bit seed for a request that brought none; distinct requests get unrelated streams."""
-    key, number, zero, mark = np.array(
-        [[engine_seed % 2**64], [request_number], [0], [0x5EED]], dtype=np.uint64
-    )
-    words = philox(key, (number & _MASK, number >> _SHIFT, zero, mark))
-    return int(words[0][0]) << 32 | int(words[1][0])
+    key = np.array([engine_seed % 2**64], dtype=np.uint64)
+    even = np.array([[request_number & 0xFFFFFFFF, 0]], dtype=np.uint64)
+    odd = np.array([[request_number >> 32, 0x5EED]], dtype=np.uint64)
+    even, odd = philox(key, even, odd)
+    return int(even[0, 0]) << 32 | int(odd[0, 0])

@@ -89,7 +89,7 @@ class Group:
     Attributes:
         rows: packed rows, a slice when they are consecutive and of equal length, else int64 ``[n, Q]``.
         slots: KV slots. num_spans, num_queries, num_keys: n, Q and L of the call.
-        positions: int64 ``[n, Q]``, absolute query positions.
+        starts: absolute position of each span's first query.
         real: for ragged groups, where the real rows lie in the packed row and in the padded ``[n * Q]`` one.
         causal: whether plain causal masking is right (every span starts at 0).
     """
@@ -99,7 +99,7 @@ class Group:
     num_spans: int
     num_queries: int
     num_keys: int
-    positions: Tensor
+    starts: tuple[int, ...]
     real: tuple[Tensor, Tensor] | None
     causal: bool
 
@@ -107,7 +107,10 @@ class Group:
 class PackedPlan:
     """One step's groups, where its keys live, and its masks (made once for each window size)."""
 
-    def __init__(self, groups: tuple[Group, ...], cache: KVSlots | None, num_rows: int) -> None:
+    def __init__(
+        self, groups: tuple[Group, ...], cache: KVSlots | None, num_rows: int, device: torch.device
+    ) -> None:
+        self._device = device
         self.groups = groups
         self.cache = cache
         self.num_rows = num_rows
@@ -117,7 +120,7 @@ class PackedPlan:
         """Additive mask ``[n, 1, repeats * Q, L]`` of a group, or None when nothing is masked."""
         key = (number, window, repeats, dtype)
         if key not in self._masks:
-            self._masks[key] = _additive_mask(self.groups[number], window, repeats, dtype)
+            self._masks[key] = _additive_mask(self.groups[number], window, repeats, dtype, self._device)
         return self._masks[key]
 
 
@@ -138,7 +141,7 @@ def plan_step(spans: Sequence[Span], device: torch.device, cache: KVSlots | None
     groups = tuple(
         _make_group([(spans[i], offsets[i]) for i in members], device) for members in buckets.values()
     )
-    return PackedPlan(groups, cache, total)
+    return PackedPlan(groups, cache, total, device)
 
 
 def _make_group(members: list[tuple[Span, int]], device: torch.device) -> Group:
@@ -147,11 +150,10 @@ def _make_group(members: list[tuple[Span, int]], device: torch.device) -> Group:
     uniform = all(span.length == most for span in spans)
     first = members[0][1]
     consecutive = uniform and all(offset == first + i * most for i, (_, offset) in enumerate(members))
-    steps = torch.arange(most, device=device)
-    starts = torch.tensor([span.start for span in spans], device=device)[:, None]
     rows: slice | Tensor = slice(first, first + most * len(spans))
     real = None
     if not consecutive:
+        steps = torch.arange(most, device=device)
         last = torch.tensor([offset + span.length - 1 for span, offset in members], device=device)[:, None]
         offsets = torch.tensor([offset for _, offset in members], device=device)[:, None]
         rows = (offsets + steps).minimum(last)
@@ -164,7 +166,7 @@ def _make_group(members: list[tuple[Span, int]], device: torch.device) -> Group:
         num_spans=len(spans),
         num_queries=most,
         num_keys=max(span.start + span.length for span in spans),
-        positions=starts + steps,
+        starts=tuple(span.start for span in spans),
         real=real,
         causal=all(span.start == 0 for span in spans) and uniform,
     )
@@ -176,16 +178,19 @@ def _real_rows(members: list[tuple[Span, int]], most: int, device: torch.device)
     return torch.tensor(packed, device=device), torch.tensor(padded, device=device)
 
 
-def _additive_mask(group: Group, window: int | None, repeats: int, dtype: torch.dtype) -> Tensor | None:
-    keys = torch.arange(group.num_keys, device=group.positions.device)
-    positions = group.positions[:, :, None]
+def _additive_mask(
+    group: Group, window: int | None, repeats: int, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
+    single = group.num_queries == 1 and group.num_spans == 1
+    if single and _window_is_wide(group, window):
+        return None
+    keys = torch.arange(group.num_keys, device=device)
+    first = torch.tensor(group.starts, device=device)[:, None, None]
+    positions = first + torch.arange(group.num_queries, device=device)[:, None]
     seen = keys <= positions
     if window is not None:
         seen &= keys > positions - window
-    single = group.num_queries == 1 and group.num_spans == 1
-    if single and (window is None or group.num_keys <= window):
-        return None
-    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+    mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
     return mask.repeat(1, repeats, 1)[:, None]
 
 
@@ -241,17 +246,17 @@ def _window_is_wide(group: Group, window: int | None) -> bool:
 
 def _grouped(rows: Tensor, group: Group) -> Tensor:
     """Packed rows ``[1, heads, T, d]`` as the group's ``[n, heads, Q, d]``."""
+    if group.num_queries == rows.shape[2]:
+        return rows
     if not isinstance(group.rows, slice):
         return rows[0][:, group.rows].transpose(0, 1)
-    if group.num_spans == 1:
-        return rows[:, :, group.rows]
     return rows[0, :, group.rows].unflatten(1, (group.num_spans, group.num_queries)).transpose(0, 1)
 
 
 def _packed(results: list[Tensor], plan: PackedPlan) -> Tensor:
     """The groups' ``[n, Q, heads, d]`` back as packed rows ``[1, T, heads, d]``."""
     if len(results) == 1 and isinstance(plan.groups[0].rows, slice):
-        return results[0].flatten(0, 1)[None]
+        return results[0].reshape(1, plan.num_rows, *results[0].shape[2:])
     out = results[0].new_empty((plan.num_rows, *results[0].shape[2:]))
     for group, result in zip(plan.groups, results, strict=True):
         if isinstance(group.rows, slice):

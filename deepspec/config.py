@@ -40,7 +40,9 @@ class DataConfig(_Config):
     """The text to train on."""
 
     paths: Names = Field(
-        default=(), description="JSONL files, folders and globs; empty is text of installed packages"
+        default=(),
+        description="JSONL files, folders and globs; empty is shipped text that the demo target wrote, "
+        "or for another target the sources of installed packages",
     )
     sequence_length: int = Field(default=256, ge=8, description="tokens in a training row")
     held_out_fraction: float = Field(

@@ -25,11 +25,11 @@ from deepspec.data import (
     tokenize,
 )
 from deepspec.errors import CheckpointError, ConfigError
-from deepspec.paths import runs_root
+from deepspec.paths import asset, runs_root
 from deepspec.runs import check_target, newest_checkpoint, read_config, read_state, write_json
 from deepspec.strategy import Strategy
 from deepspec.target import Target, load_target
-from deepspec.target.load import resolve_device
+from deepspec.target.load import DEMO, resolve_device
 from deepspec.train.assemble import assemble, copy_target_layers
 from deepspec.train.checkpoint import read_optimizer, read_weights, remove_partial
 from deepspec.train.trainer import Trainer, make_objective
@@ -167,7 +167,10 @@ def _corpora(config: RunConfig, target: Target, parts: Parts) -> tuple[Tokenized
     chosen = parts.drafter.config.model_dump().get("mask_token_id")
     mask = target.info.mask_token_id if chosen is None else int(chosen)
     length, fraction = config.data.sequence_length, config.data.held_out_fraction
-    if not config.data.paths:
+    paths: Sequence[str | Path] = config.data.paths
+    if not paths and config.target.name == DEMO:
+        paths = (asset("demo-text/continuations.jsonl"),)  # what the demo target itself wrote
+    if not paths:
         return default_corpus(
             target.tokenizer,
             sequence_length=length,
@@ -175,9 +178,7 @@ def _corpora(config: RunConfig, target: Target, parts: Parts) -> tuple[Tokenized
             held_out_fraction=fraction,
             seed=config.seed,
         )
-    corpus = tokenize(
-        read_examples(config.data.paths), target.tokenizer, sequence_length=length, mask_token_id=mask
-    )
+    corpus = tokenize(read_examples(paths), target.tokenizer, sequence_length=length, mask_token_id=mask)
     return split_held_out(corpus, fraction, config.seed)
 
 

@@ -141,7 +141,11 @@ class Drafter(Part, nn.Module, Generic[StateT]):
 
     @abstractmethod
     def allocate(self, num_slots: int, max_positions: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Make room for ``num_slots`` requests of up to ``max_positions`` committed tokens."""
+        """Make room for ``num_slots`` requests of up to ``max_positions`` committed tokens.
+
+        An engine calls this on a shallow copy of the drafter: attributes set here are that engine's own,
+        weights are shared.
+        """
 
     @abstractmethod
     def extend(self, extension: Extension) -> None:

@@ -73,13 +73,13 @@ def load(run: str | Path, *, device: str | None = None, target_device: str | Non
     from deepspec.train.checkpoint import read_weights
 
     folder = asset("demo-drafter") if str(run) == DEMO else Path(run)
-    config = read_config(folder)
     checkpoint = newest_checkpoint(folder)
-    if checkpoint is None:
+    state = None if checkpoint is None else read_state(checkpoint)  # its format first: a newer one may
+    config = read_config(folder)  # have settings that this version does not know
+    if checkpoint is None or state is None:
         raise CheckpointError(
             f"{folder} has no complete checkpoint; go on with: deepspec train --resume --out {folder}"
         )
-    state = read_state(checkpoint)
     place = resolve_device(device)
     target = load_target(config.target.model_copy(update={"device": target_device}), device=str(place))
     check_target(state, target, folder)

@@ -148,7 +148,13 @@ class Strategy(BaseModel):
         rows = drafter.readout().weight.shape[0]
         context = replace(context, hidden_size=drafter.hidden_size, draft_vocab_size=rows)
         others = {kind: cls(config, context) for kind, (cls, config) in found.items()}
-        return Parts(strategy=self, drafter=drafter, **others)
+        parts = Parts(strategy=self, drafter=drafter, **others)
+        if parts.policy.needs_confidence and parts.head.confidence == "none":
+            raise ConfigError(
+                f"policy {parts.policy.name!r} reads confidences and head {parts.head.name!r} gives none; "
+                "set head.confidence to linear or row_max"
+            )
+        return parts
 
 
 @dataclass(frozen=True)

@@ -117,12 +117,13 @@ class _Recording:
         self._finish_reason: str | None = None
 
     def __iter__(self) -> Any:
+        from deepspec.evaluate.acceptance import tokens_gained
+
         for event in self._events:
             self._tokens += len(event.tokens)
             if event.round is not None:
                 self._num_rounds += 1
-                # A round cut short by a stop token or the maximum still accepted what it accepted.
-                self._gained += event.round.accepted + 1
+                self._gained += tokens_gained(event.round)
             self._finish_reason = event.finish_reason or self._finish_reason
             self._last_seconds = time.perf_counter()
             if not self._first_seconds:  # speed is that of decoding: the prompt and warm-up do not count

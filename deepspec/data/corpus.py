@@ -124,8 +124,7 @@ def split_held_out(
     documents = torch.tensor(sorted(set(corpus.documents.tolist())))
     if len(documents) < 2:
         raise DataError(
-            "one document cannot be split into training and held-out text; "
-            "give more documents (one a line), or set data.held_out_fraction to 0"
+            "one document cannot be split into training and held-out text; give more documents, one a line"
         )
     count = min(max(1, round(len(documents) * fraction)), len(documents) - 1)
     order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import replace
 
 import torch
 
@@ -56,7 +58,9 @@ class Engine:
             if value < 1:
                 raise ConfigError(f"{name} is {value}; allowed is an integer >= 1")
         self.target = target
-        self.parts = plain_parts(target.info) if parts is None else parts
+        given = plain_parts(target.info) if parts is None else parts
+        # Weights are shared with ``parts``; what ``allocate`` makes belongs to this engine alone.
+        self.parts = replace(given, drafter=copy(given.drafter))
         room = self.max_positions + self.parts.drafter.context.draft_length + 1
         self._loop = Loop(target, self.parts, target.new_slots(max_batch, room))
         self.parts.modules().eval()
@@ -140,10 +144,14 @@ class Engine:
     ) -> Iterator[TokenEvent]:
         """Generate for all prompts, yielding events as they come."""
         numbers = self._submit_all(prompts, params)
-        while self.has_work:
-            yield from self.step()
-        for number in numbers:
-            del self.completions[number]
+        try:
+            while self.has_work:
+                yield from self.step()
+        finally:
+            for number in numbers:
+                self.cancel(number)
+                self.completions.pop(number, None)
+            self._cancelled = [e for e in self._cancelled if e.request_id not in numbers]
 
     def _submit_all(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None
@@ -156,6 +164,8 @@ class Engine:
             raise ConfigError(
                 f"{len(each)} sampling parameters for {len(prompts)} prompts; give one or as many"
             )
+        for prompt, one in zip(prompts, each, strict=True):
+            self._check(prompt, one or SamplingParams())
         return [self.submit(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
 
     def _check(self, prompt: Sequence[int], params: SamplingParams) -> None:

@@ -20,7 +20,6 @@ from deepspec.engine.draft import run_draft
 from deepspec.engine.noise import round_noise
 from deepspec.engine.queue import StepPlan
 from deepspec.engine.request import Request
-from deepspec.errors import ConfigError
 from deepspec.interfaces import RoundUniforms
 from deepspec.sampling import SamplingParams, batch_sampling
 from deepspec.strategy import Parts
@@ -74,11 +73,6 @@ class Loop:
         self._draft_device = parts.drafter.context.target.embedding.device
         self._last_sampling: tuple[tuple[SamplingParams, ...], Sampling] | None = None
         target.check_layers(self._layers)
-        if parts.policy.needs_confidence and parts.head.confidence == "none":
-            raise ConfigError(
-                f"policy {parts.policy.name!r} reads confidences and head {parts.head.name!r} gives none; "
-                "set head.confidence to linear or row_max"
-            )
 
     def run(self, plan: StepPlan) -> StepOutcome:
         """Draft, forward and verify; :meth:`extend` follows once the host has committed the outcome."""
@@ -162,7 +156,9 @@ class Loop:
             )
             draft = _draft_on(drafted.draft, self.target.device)
             if drafted.confidence is not None and self.parts.policy.needs_confidence:
-                survival = self.parts.calibrator.conditional(drafted.confidence).cumprod(dim=1)
+                confidence = drafted.confidence
+                confidence = confidence.to(torch.promote_types(confidence.dtype, torch.float32))
+                survival = self.parts.calibrator.conditional(confidence).cumprod(dim=1)
                 lengths = self.parts.policy.lengths(survival.to(self.target.device), lengths, load)
         on_cpu = self.target.device.type == "cpu"
         rows = lengths.tolist() if on_cpu else [num_draft] * len(decoding)

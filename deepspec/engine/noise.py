@@ -30,7 +30,8 @@ def round_noise(
     offsets, indices, streams, sizes = _columns(num_draft, reads)
     positions = np.asarray(anchors, dtype=np.uint64)[:, None] + offsets
     drawn = uniforms(np.asarray(seeds, dtype=np.uint64)[:, None], positions, indices, streams)
-    noise = torch.from_numpy(drawn).to(device, non_blocking=True)
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    noise = torch.from_numpy(drawn).to(device, dtype, non_blocking=True)
     draft, accept, residual, delta = torch.split(noise, sizes, dim=1)
     return draft, RoundUniforms(accept=accept[..., 0], residual=residual.flatten(1), delta=delta)
 

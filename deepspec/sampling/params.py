@@ -59,11 +59,12 @@ def batch_sampling(params: Sequence[SamplingParams], vocab_size: int, device: to
         return None if all(v == off for v in values) else torch.tensor(values, dtype=dtype, device=device)
 
     temperatures = [p.temperature for p in params]
+    real = torch.float32 if device.type == "mps" else torch.float64
     return Sampling(
-        temperature=torch.tensor(temperatures, dtype=torch.float64, device=device),
+        temperature=torch.tensor(temperatures, dtype=real, device=device),
         top_k=column([p.top_k or vocab_size for p in params], vocab_size, torch.int64),
-        top_p=column([p.top_p for p in params], 1.0, torch.float64),
-        min_p=column([p.min_p for p in params], 0.0, torch.float64),
+        top_p=column([p.top_p for p in params], 1.0, real),
+        min_p=column([p.min_p for p in params], 0.0, real),
         any_greedy=any(t == 0 for t in temperatures),
         unit=all(t == 1 for t in temperatures),
     )

@@ -54,7 +54,8 @@ def truncation_cutoff(scaled: Tensor, sampling: Sampling, requests: Tensor | Non
     if sampling.top_p is not None:
         mass = ordered.masked_fill(~kept, NEG_INF).softmax(dim=-1)
         before = mass.cumsum(dim=-1) - mass
-        kept &= before < _per_row(sampling.top_p, requests).to(mass.dtype)[:, None]
+        top_p = _per_row(sampling.top_p, requests).to(mass.dtype)[:, None]
+        kept &= (before < top_p) | (top_p >= 1)  # rounding lets the sum reach 1 before the tail
     if sampling.min_p is not None:
         floor = ordered[:, :1] + _per_row(sampling.min_p, requests).to(ordered.dtype).log()[:, None]
         kept &= ordered >= floor

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from huggingface_hub import errors as hub
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 Loaded = TypeVar("Loaded")
+_LOAD_ERRORS = (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, SafetensorError)
 
 
 def load_target(config: TargetConfig, *, device: str | None = None) -> Target:
@@ -39,7 +41,10 @@ def load_target(config: TargetConfig, *, device: str | None = None) -> Target:
     model = _attempt(config, lambda: _load_model(source, _dtype(config.dtype, place), options))
     tokenizer = _attempt(config, lambda: AutoTokenizer.from_pretrained(source, **options))
     commit = getattr(model.config, "_commit_hash", None)
-    return make_target(model.to(place), tokenizer, name=config.name, revision=commit or config.revision)
+    revision = commit or config.revision
+    return _attempt(
+        config, lambda: make_target(model.to(place), tokenizer, name=config.name, revision=revision)
+    )
 
 
 def resolve_device(name: str | None) -> torch.device:
@@ -79,7 +84,9 @@ def _attempt(config: TargetConfig, load: Callable[[], Loaded]) -> Loaded:
     """Run a loader and turn what can go wrong into one line that says which."""
     try:
         return load()
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except _LOAD_ERRORS as error:
         reason = _hub_reason(error, config.revision) or _folder_reason(error, config.name)
         raise TargetError(f"target {config.name!r} {reason or _unreachable(error)}") from error
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from deepspec.data import BatchSampler, TokenizedCorpus
 from deepspec.engine import Engine, SamplingParams
+from deepspec.evaluate.acceptance import tokens_gained
 from deepspec.train.assemble import for_decoding
 from deepspec.types import RoundRecord, TokenBatch
 
@@ -68,7 +69,7 @@ def decoded_accepted_length(target: Target, parts: Parts, prompts: Sequence[tupl
     lengths: list[int] = []
 
     def observe(record: RoundRecord) -> None:
-        lengths.extend(request.accepted + 1 for request in record.requests)
+        lengths.extend(tokens_gained(request) for request in record.requests)
 
     engine = Engine(
         target,

@@ -116,6 +116,37 @@ def test_a_cancelled_request_keeps_what_it_had_and_frees_its_slot(target: Target
     assert len(engine.completions[second].tokens) == 3
 
 
+def test_two_engines_on_the_same_parts_do_not_disturb_each_other(target: Target) -> None:
+    parts = _parts(target)
+    expected = _run(target, parts, 4)
+    first, second = (Engine(target, parts, max_batch=size, max_positions=128) for size in (4, 1))
+    streams = [engine.stream(_prompts(4), _params(4)) for engine in (first, second)]
+    got: list[dict[int, list[int]]] = [{i: [] for i in range(4)} for _ in streams]
+    for events in zip(*streams, strict=False):
+        for tokens, event in zip(got, events, strict=True):
+            tokens[event.request_id] += event.tokens
+    for stream, tokens in zip(streams, got, strict=True):
+        for event in stream:
+            tokens[event.request_id] += event.tokens
+        assert all(expected[i][: len(tokens[i])] == tuple(tokens[i]) for i in range(4))
+
+
+def test_an_abandoned_stream_leaves_no_request_behind(target: Target) -> None:
+    engine = Engine(target, None, max_positions=128)
+    stream = engine.stream(_prompts(3), _params(3))
+    next(stream)
+    stream.close()
+    assert not engine.has_work
+    assert engine.completions == {}
+
+
+def test_a_bad_prompt_queues_none_of_its_batch(target: Target) -> None:
+    engine = Engine(target, None, max_positions=128)
+    with pytest.raises(ConfigError, match="empty"):
+        engine.run([[1], [2], []], SamplingParams(max_tokens=2))
+    assert not engine.has_work
+
+
 def test_stop_tokens_end_the_text_and_are_part_of_it(target: Target) -> None:
     parts = _parts(target)
     free = _run(target, parts, 1)[0]

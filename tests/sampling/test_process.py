@@ -51,6 +51,14 @@ def test_requests_of_one_batch_keep_their_own_parameters() -> None:
         torch.testing.assert_close(mixed[i : i + 1].log_softmax(-1), alone.log_softmax(-1))
 
 
+def test_a_neighbours_top_p_cuts_nothing_from_a_request_without_one() -> None:
+    logits = 3 * torch.randn(8, 20_000, generator=torch.Generator().manual_seed(0))
+    params = [SamplingParams()] * 7 + [SamplingParams(top_p=0.9)]
+    rows = process_rows(logits, batch_sampling(params, 20_000, CPU))
+    assert torch.isfinite(rows[:7]).all()
+    assert torch.isfinite(rows[7]).sum() < 20_000
+
+
 def test_stored_bf16_rows_are_upcast_before_temperature() -> None:
     stored = torch.randn(3, 8, generator=torch.Generator().manual_seed(1)).bfloat16()
     sampling = batch_sampling([SamplingParams(temperature=0.7)] * 3, 8, CPU)

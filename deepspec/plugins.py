@@ -21,7 +21,7 @@ from deepspec.errors import ConfigError, PluginError, nearest
 from deepspec.strategy import Strategy
 
 if TYPE_CHECKING:
-    from deepspec.types import RoundRecord, StepRecord
+    from deepspec.types import RoundRecord
 
 logger = logging.getLogger(__name__)
 
@@ -163,11 +163,6 @@ def describe_plugins(manager: pluggy.PluginManager) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def step_observer(manager: pluggy.PluginManager) -> Callable[[StepRecord], None]:
-    """Hands each optimiser step to the plugins that observe them."""
-    return lambda record: manager.hook.deepspec_step_trained(record=record)
 
 
 def round_observer(manager: pluggy.PluginManager) -> Callable[[RoundRecord], None]:

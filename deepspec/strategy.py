@@ -15,14 +15,13 @@ from pydantic import (
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
-    ValidationError,
     field_validator,
     model_validator,
 )
 from pydantic_core import CoreSchema
 
 from deepspec.errors import ConfigError
-from deepspec.validation import explain, validate
+from deepspec.validation import validate
 
 if TYPE_CHECKING:
     import pluggy
@@ -173,17 +172,3 @@ class Parts:
         from torch import nn
 
         return nn.ModuleDict({"drafter": self.drafter, "head": self.head})
-
-
-def strategy_from(
-    value: Strategy | str | Mapping[str, Any], manager: pluggy.PluginManager | None = None
-) -> Strategy:
-    """A strategy from itself, its registered name, or its fields; raises ConfigError."""
-    if isinstance(value, Strategy):
-        return value
-    if isinstance(value, str):
-        return Strategy.named(value, manager)
-    try:
-        return Strategy.model_validate(value)
-    except ValidationError as error:
-        raise ConfigError(explain(error, Strategy, "strategy")) from error

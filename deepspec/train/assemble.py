@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from typing import TYPE_CHECKING
 
@@ -34,10 +33,7 @@ def assemble(
     The target's embedding and LM head are shared when they are on ``device`` already, else copied there once.
     Raises ConfigError when parts do not fit the target or each other.
     """
-    info = target.info
-    if info.embedding.device != device:
-        shared = {name: getattr(info, name).to(device) for name in ("embedding", "lm_head")}
-        info = dataclasses.replace(info, **shared)
+    info = target.info_on(device)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         parts = strategy.build(info, manager=manager)

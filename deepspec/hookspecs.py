@@ -30,8 +30,9 @@ def deepspec_strategies() -> Iterable[Strategy]:  # type: ignore[empty-body]
 
 @hookspec
 def deepspec_parts() -> Iterable[type | str]:  # type: ignore[empty-body]
-    """Part classes, or ``"NAME=package.module:Class"`` so that listing them imports nothing heavy.
+    """Parts, objective terms and evaluation tasks: classes, or ``"NAME=package.module:Class"``.
 
+    Naming them by strings keeps listing them from importing anything heavy.
     The class says its kind (``Class.kind``) and must carry the same ``Class.name``.
     """
 

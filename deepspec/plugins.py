@@ -138,12 +138,6 @@ def resolve_part(manager: pluggy.PluginManager, kind: str, name: str) -> Any:
     return matches[0][1]
 
 
-def parts_of_kind(manager: pluggy.PluginManager, kind: str) -> list[Any]:
-    """The classes of every part of this kind (imports all parts)."""
-    names = dict.fromkeys(part.name for part in list_parts(manager) if _load_part(part).kind == kind)
-    return [resolve_part(manager, kind, name) for name in names]
-
-
 def describe_plugins(manager: pluggy.PluginManager) -> list[dict[str, Any]]:
     """For each plugin ``{"name", "distribution", "version", "strategies", "parts"}``, by name."""
     list_strategies(manager)  # a clash is an error here too

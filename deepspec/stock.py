@@ -1,4 +1,4 @@
-"""The stock parts and evaluation tasks, registered through the same hook that plugins use."""
+"""The stock parts, objective terms and evaluation tasks, through the same hook that plugins use."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ def deepspec_parts() -> list[str]:
         "threshold=deepspec.policies.threshold:ThresholdLength",
         "token=deepspec.verifiers.token:TokenVerifier",
         "delta=deepspec.verifiers.delta:DeltaVerifier",
+        "ce=deepspec.train.terms:CrossEntropy",
+        "l1=deepspec.train.terms:L1Distance",
+        "confidence=deepspec.train.terms:ConfidenceEntropy",
         "stdlib=deepspec.evaluate.tasks:Stdlib",
         "prose=deepspec.evaluate.tasks:Prose",
         "gsm8k=deepspec.evaluate.tasks:Gsm8k",

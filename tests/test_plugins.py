@@ -180,6 +180,7 @@ def test_installed_plugins_are_described_with_their_distribution() -> None:
     assert set(rows["core"]) == {"name", "distribution", "version", "strategies", "parts"}
     assert rows["core"]["distribution"] == "deepspec"
     assert {"none", "markov", "token", "fixed", "identity"} <= set(rows["core"]["parts"])
+    assert {"ce", "l1", "confidence"} <= set(rows["core"]["parts"])
 
 
 def test_every_installed_strategy_resolves_all_its_parts() -> None:

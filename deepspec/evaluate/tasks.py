@@ -108,18 +108,6 @@ class Alpaca(EvalTask):
         return hub_prompts(hub.ALPACA, self.name, tokenizer, num_prompts)
 
 
-BUILT_IN_TASKS: tuple[type[EvalTask], ...] = (
-    Stdlib,
-    Prose,
-    Gsm8k,
-    Math500,
-    HumanEval,
-    Mbpp,
-    MtBench,
-    Alpaca,
-)
-
-
 def file_prompts(file: Path, tokenizer: PreTrainedTokenizerBase, num_prompts: int) -> Prompts:
     """Prompts of a JSONL file: raw ``{"prompt"}`` or ``{"messages"}`` for the chat template.
 

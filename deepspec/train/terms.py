@@ -115,8 +115,3 @@ class ConfidenceEntropy(ObjectiveTerm):
         if rows.confidence is None:
             raise RuntimeError("the confidence term needs a head with a linear confidence")
         return binary_cross_entropy_with_logits(rows.confidence, rows.acceptance, reduction="none")
-
-
-BUILT_IN_TERMS: dict[str, type[ObjectiveTerm]] = {
-    term.name: term for term in (CrossEntropy, L1Distance, ConfidenceEntropy)
-}

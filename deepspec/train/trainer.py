@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from deepspec.data import BatchSampler
-from deepspec.errors import ConfigError, nearest
+from deepspec.errors import ConfigError
 from deepspec.interfaces import HeadStep
-from deepspec.plugins import REINSTALL, parts_of_kind
+from deepspec.plugins import resolve_part
 from deepspec.target import Target
 from deepspec.train.anchors import move, sample_anchors, select_rows
 from deepspec.train.objective import BlockObjective, Graded, OutputWeights
 from deepspec.train.optimizer import DraftOptimizer
-from deepspec.train.terms import BUILT_IN_TERMS, ObjectiveTerm
+from deepspec.train.terms import ObjectiveTerm
 from deepspec.types import AnchorBlocks, Features, TokenBatch
 
 if TYPE_CHECKING:
@@ -52,22 +52,22 @@ class StepResult:
 
 
 def make_objective(parts: Parts, target: Target, manager: pluggy.PluginManager) -> BlockObjective:
-    """The strategy's objective; raises ConfigError for an unknown term or one that the head cannot serve."""
+    """The strategy's objective.
+
+    Raises ConfigError for an unknown term or one that the head cannot serve, PluginError for one that two
+    plugins register.
+    """
     wanted = {name: weight for name, weight in parts.strategy.objective.terms.items() if weight > 0}
-    known: dict[str, type[ObjectiveTerm]] = dict(BUILT_IN_TERMS)
-    if set(wanted) - set(known):
-        known = {**{cls.name: cls for cls in parts_of_kind(manager, ObjectiveTerm.kind)}, **known}
     terms = []
     for name, weight in wanted.items():
-        if name not in known:
-            raise ConfigError(f"unknown objective term {name!r}; {nearest(name, known)}; {REINSTALL}")
-        if known[name].reads_confidence and parts.head.confidence != "linear":
+        cls: type[ObjectiveTerm] = resolve_part(manager, ObjectiveTerm.kind, name)
+        if cls.reads_confidence and parts.head.confidence != "linear":
             raise ConfigError(
                 f"objective term {name!r} trains a linear confidence; the head {parts.head.name!r} is set "
                 f"to {parts.head.confidence!r}; use --set head.confidence=linear or "
                 f"--set objective.terms.{name}=0"
             )
-        terms.append((known[name](), weight))
+        terms.append((cls(), weight))
 
     def target_logits(hidden: Tensor) -> Tensor:
         return target.logits(hidden.to(target.device, target.dtype)).to(hidden.device)

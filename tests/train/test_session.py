@@ -7,15 +7,29 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
+import pluggy
 import pytest
 import torch
 
+from deepspec.config import TargetConfig
 from deepspec.engine import Engine, SamplingParams
-from deepspec.errors import CheckpointError, ConfigError, DataError, DeepSpecError, TrainingError
-from deepspec.plugins import create_plugin_manager
+from deepspec.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DeepSpecError,
+    PluginError,
+    TrainingError,
+)
+from deepspec.hookspecs import hookimpl
+from deepspec.plugins import create_plugin_manager, register
 from deepspec.runs import checkpoint_path, checkpoints, load
-from deepspec.train import TrainingInterruptedError, train
+from deepspec.target import load_target
+from deepspec.train import GradedRows, ObjectiveTerm, TrainingInterruptedError, train
+from deepspec.train import session as session_module
+from deepspec.train.terms import CrossEntropy
 from deepspec.train.trainer import Trainer, make_objective
 from deepspec.types import TokenBatch
 from tests.tiny_runs import config, save_target, strategy
@@ -281,13 +295,6 @@ def test_resuming_what_is_no_run_is_refused(target, text, tmp_path):
 
 
 def test_a_plugin_observes_each_step_and_registers_an_objective_term(target, text, tmp_path, monkeypatch):
-    import pluggy
-
-    from deepspec.hookspecs import hookimpl
-    from deepspec.plugins import register
-    from deepspec.train import GradedRows, ObjectiveTerm
-    from deepspec.train import session as session_module
-
     class Overlap(ObjectiveTerm):
         """-log of the acceptance."""
 
@@ -318,6 +325,15 @@ def test_a_plugin_observes_each_step_and_registers_an_objective_term(target, tex
     run(target, text, tmp_path / "run", chosen=chosen, observers=[records.append], train={"num_steps": 3})
     assert steps == [1, 2, 3]
     assert list(records[0].terms) == ["overlap"]
+
+
+def test_two_objective_terms_of_one_name_are_refused_and_both_plugins_named(target):
+    manager = create_plugin_manager()
+    register(manager, SimpleNamespace(deepspec_parts=hookimpl(lambda: [CrossEntropy])), name="other")
+    loaded = load_target(TargetConfig(name=str(target)))
+    parts = strategy("dflash").build(loaded.info)
+    with pytest.raises(PluginError, match=r"objective 'ce' is registered twice, by '\w+' .* and '\w+'"):
+        make_objective(parts, loaded, manager)
 
 
 def test_default_folders_are_named_by_strategy_and_time(target, text, tmp_path, monkeypatch):

@@ -135,6 +135,11 @@ class Drafter(Part, nn.Module, Generic[StateT]):
     def target_layers(self) -> tuple[int, ...]:
         """Decoder layers to tap, 0-based, never the last; empty when the drafter reads none."""
 
+    @property
+    def reserved_token_ids(self) -> tuple[int, ...]:
+        """Token ids to which the drafter gives a meaning of its own; training refuses text that uses them."""
+        return ()
+
     @abstractmethod
     def readout(self) -> Readout:
         """The output weights; logits = softcap(h @ weight.T) + latent @ W_out.T."""

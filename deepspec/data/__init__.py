@@ -3,7 +3,7 @@
 from deepspec.data.batches import BatchSampler, batches
 from deepspec.data.chat import encode_chat, encode_prompt
 from deepspec.data.corpus import TokenizedCorpus, split_held_out, tokenize
-from deepspec.data.default import default_corpus
+from deepspec.data.default import default_examples
 from deepspec.data.examples import (
     ChatExample,
     Example,
@@ -22,7 +22,7 @@ __all__ = [
     "TextExample",
     "TokenizedCorpus",
     "batches",
-    "default_corpus",
+    "default_examples",
     "encode_chat",
     "encode_prompt",
     "read_examples",

@@ -79,14 +79,14 @@ def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     *,
     sequence_length: int,
-    mask_token_id: int | None,
+    reserved_token_ids: Sequence[int] = (),
 ) -> TokenizedCorpus:
     """Tokenise examples and cut them into pieces of at most ``sequence_length`` tokens.
 
     Text is closed by the tokenizer's end token, supervised; so is a response. Pieces in which nothing can
     be learned (no supervised token after another token) are left out.
 
-    Raises DataError when a text uses the mask token id, when a conversation has no chat template to go by,
+    Raises DataError when a text uses a reserved token id, when a conversation has no chat template to go by,
     and when nothing at all is supervised.
     """
     if sequence_length < 2:
@@ -95,7 +95,7 @@ def tokenize(
     supervised: list[Tensor] = []
     owners: list[int] = []
     for number, document in enumerate(_documents(examples, tokenizer)):
-        _check_mask_token(document, tokenizer, mask_token_id)
+        _check_reserved(document, tokenizer, reserved_token_ids)
         for start in range(0, len(document.tokens), sequence_length):
             piece = slice(start, start + sequence_length)
             if bool(document.supervised[piece][1:].any()):
@@ -133,15 +133,16 @@ def split_held_out(
     return corpus.select(pieces[~is_held_out]), corpus.select(pieces[is_held_out])
 
 
-def _check_mask_token(
-    document: _Document, tokenizer: PreTrainedTokenizerBase, mask_token_id: int | None
+def _check_reserved(
+    document: _Document, tokenizer: PreTrainedTokenizerBase, reserved_token_ids: Sequence[int]
 ) -> None:
-    if mask_token_id is not None and bool((document.tokens == mask_token_id).any()):
-        token = tokenizer.convert_ids_to_tokens(mask_token_id)
-        raise DataError(
-            f"{document.source}: the text uses the mask token {token!r} (id {mask_token_id}), "
-            "which is reserved for drafting; remove it from the text"
-        )
+    for reserved in reserved_token_ids:
+        if bool((document.tokens == reserved).any()):
+            token = tokenizer.convert_ids_to_tokens(reserved)
+            raise DataError(
+                f"{document.source}: the text uses the token {token!r} (id {reserved}), to which the drafter "
+                "gives a meaning of its own; remove it from the text, or give the drafter another"
+            )
 
 
 def _documents(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[_Document]:

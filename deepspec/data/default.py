@@ -8,37 +8,20 @@ library, of which nothing is in here (a test looks).
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
-from deepspec.data.corpus import TokenizedCorpus, split_held_out, tokenize
 from deepspec.data.examples import Example, TextExample
 from deepspec.data.local_text import HELD_OUT_PACKAGES, package_files
 from deepspec.errors import DataError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 #: About 2.7 million tokens of the demo tokenizer, which takes it some 3 seconds on one core.
 DEFAULT_BYTES = 8_000_000
 
 
-def default_corpus(
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    sequence_length: int,
-    mask_token_id: int | None = None,
-    held_out_fraction: float = 0.02,
-    seed: int = 0,
-    byte_limit: int = DEFAULT_BYTES,
-) -> tuple[TokenizedCorpus, TokenizedCorpus]:
-    """(training, held-out) from installed packages; raises DataError when none of them has sources here."""
-    examples = default_examples(tokenizer.all_special_tokens, byte_limit=byte_limit)
-    corpus = tokenize(examples, tokenizer, sequence_length=sequence_length, mask_token_id=mask_token_id)
-    return split_held_out(corpus, held_out_fraction, seed)
-
-
 def default_examples(special_tokens: list[str], *, byte_limit: int = DEFAULT_BYTES) -> list[Example]:
-    """The files themselves, without those in which a special token is spelled out."""
+    """The files, without those in which a special token is spelled out.
+
+    Raises DataError when none of the packages has sources here.
+    """
     files = sorted(package_files(HELD_OUT_PACKAGES), key=lambda f: hashlib.sha256(f.name.encode()).digest())
     examples: list[Example] = []
     used = 0

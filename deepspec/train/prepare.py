@@ -19,7 +19,7 @@ from deepspec.config import RunConfig
 from deepspec.data import (
     BatchSampler,
     TokenizedCorpus,
-    default_corpus,
+    default_examples,
     read_examples,
     split_held_out,
     tokenize,
@@ -163,23 +163,19 @@ def _check_fit(config: RunConfig, target: Target, parts: Parts) -> None:
 
 
 def _corpora(config: RunConfig, target: Target, parts: Parts) -> tuple[TokenizedCorpus, TokenizedCorpus]:
-    """Training and held-out text, free of the token id that the drafter uses as a mask."""
-    chosen = parts.drafter.config.model_dump().get("mask_token_id")
-    mask = target.info.mask_token_id if chosen is None else int(chosen)
-    length, fraction = config.data.sequence_length, config.data.held_out_fraction
+    """Training and held-out text, free of the token ids that the drafter reserves."""
+    assert target.tokenizer is not None, "a loaded target always has its tokenizer"
     paths: Sequence[str | Path] = config.data.paths
     if not paths and config.target.name == DEMO:
         paths = (asset("demo-text/continuations.jsonl"),)  # what the demo target itself wrote
-    if not paths:
-        return default_corpus(
-            target.tokenizer,
-            sequence_length=length,
-            mask_token_id=mask,
-            held_out_fraction=fraction,
-            seed=config.seed,
-        )
-    corpus = tokenize(read_examples(paths), target.tokenizer, sequence_length=length, mask_token_id=mask)
-    return split_held_out(corpus, fraction, config.seed)
+    examples = read_examples(paths) if paths else default_examples(target.tokenizer.all_special_tokens)
+    corpus = tokenize(
+        examples,
+        target.tokenizer,
+        sequence_length=config.data.sequence_length,
+        reserved_token_ids=parts.drafter.reserved_token_ids,
+    )
+    return split_held_out(corpus, config.data.held_out_fraction, config.seed)
 
 
 def _started(folder: Path, config: RunConfig) -> dict[str, Any]:

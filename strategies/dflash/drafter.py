@@ -158,6 +158,10 @@ class DFlashDrafter(Drafter[BlockState]):
     def target_layers(self) -> tuple[int, ...]:
         return self._target_layers
 
+    @property
+    def reserved_token_ids(self) -> tuple[int, ...]:
+        return (self.mask_token_id,)
+
     def readout(self) -> Readout:
         return Readout(weight=self.info.lm_head, softcap=self.info.final_softcap)
 

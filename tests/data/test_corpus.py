@@ -26,9 +26,9 @@ TALK = (
 )
 
 
-def corpus_of(*examples, length=512, mask=None, **options):
+def corpus_of(*examples, length=512, **options):
     tok = tiny_tokenizer.tokenizer(**options)
-    return tok, tokenize(examples, tok, sequence_length=length, mask_token_id=mask)
+    return tok, tokenize(examples, tok, sequence_length=length)
 
 
 def marked(tok, corpus, piece=0):
@@ -110,19 +110,19 @@ def test_a_template_that_does_not_continue_its_generation_prompt_is_an_error():
         corpus_of(ChatExample("f:1", TALK), chat_template=template)
 
 
-def test_text_that_uses_the_mask_token_is_an_error_that_names_it():
+def test_text_that_uses_a_reserved_token_is_an_error_that_names_it():
     tok = tiny_tokenizer.tokenizer()
     examples = [TextExample("f:1", "fine"), TextExample("f:2", "a <mask> b")]
-    with pytest.raises(DataError, match=r"f:2: the text uses the mask token '<mask>' \(id 257\)"):
-        tokenize(examples, tok, sequence_length=64, mask_token_id=tok.mask_token_id)
-    tokenize(examples, tok, sequence_length=64, mask_token_id=None)
+    with pytest.raises(DataError, match=r"f:2: the text uses the token '<mask>' \(id 257\)"):
+        tokenize(examples, tok, sequence_length=64, reserved_token_ids=(999, 257))
+    tokenize(examples, tok, sequence_length=64)
 
 
-def test_a_mask_token_in_a_conversation_is_found_too():
+def test_a_reserved_token_in_a_conversation_is_found_too():
     tok = tiny_tokenizer.tokenizer(chat_template=tiny_tokenizer.MARKED_TEMPLATE)
     example = ChatExample("f:9", (Message("user", "<mask>"), Message("assistant", "what?")))
-    with pytest.raises(DataError, match="f:9: the text uses the mask token"):
-        tokenize([example], tok, sequence_length=64, mask_token_id=tok.mask_token_id)
+    with pytest.raises(DataError, match="f:9: the text uses the token '<mask>'"):
+        tokenize([example], tok, sequence_length=64, reserved_token_ids=(tok.mask_token_id,))
 
 
 def test_nothing_supervised_is_an_error():

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pluggy
 import pytest
 import torch
+from deepspec_strategies.dflash.drafter import DFlashDrafter
 
 from deepspec.config import TargetConfig
 from deepspec.engine import Engine, SamplingParams
@@ -270,7 +271,7 @@ BAD_INPUT = {
     "no confidence": ({"chosen": {"head": {"confidence": "none"}}}, ConfigError, "head.confidence=linear"),
     "last layer": ({"chosen": {"drafter": {"target_layers": [3]}}}, ConfigError, "never the last"),
     "unknown part": ({"chosen": {"verifier": "tokem"}}, ConfigError, "did you mean 'token'"),
-    "mask in text": ({"chosen": {"drafter": {"mask_token_id": 83}}}, DataError, "mask"),
+    "mask in text": ({"chosen": {"drafter": {"mask_token_id": 83}}}, DataError, "meaning of its own"),
     "long rows": ({"data": {"sequence_length": 4096}}, ConfigError, "256"),
     "no model": ({"target": {"name": "/nowhere/at/all"}}, DeepSpecError, "/nowhere/at/all"),
     "no data": ({"data": {"paths": ["/nowhere.jsonl"]}}, DataError, "/nowhere.jsonl"),
@@ -327,13 +328,33 @@ def test_a_plugin_observes_each_step_and_registers_an_objective_term(target, tex
     assert list(records[0].terms) == ["overlap"]
 
 
-def test_two_objective_terms_of_one_name_are_refused_and_both_plugins_named(target):
+def test_text_is_checked_for_what_the_drafter_reserves_whatever_its_options_are(
+    target, text, tmp_path, monkeypatch
+):
+    class Reserving(DFlashDrafter):
+        name = "reserving"
+
+        @property
+        def reserved_token_ids(self) -> tuple[int, ...]:
+            return (258, 66)  # 66 is the byte "c"
+
+    monkeypatch.setattr(session_module, "create_plugin_manager", lambda: with_parts(Reserving))
+    with pytest.raises(DataError, match="uses the token 'c' .id 66.*meaning of its own"):
+        run(target, text, tmp_path / "run", chosen=strategy("dflash", drafter="reserving"))
+
+
+def with_parts(*parts: type) -> pluggy.PluginManager:
+    """The installed plugins and one more, ``other``, with these parts."""
     manager = create_plugin_manager()
-    register(manager, SimpleNamespace(deepspec_parts=hookimpl(lambda: [CrossEntropy])), name="other")
+    register(manager, SimpleNamespace(deepspec_parts=hookimpl(lambda: parts)), name="other")
+    return manager
+
+
+def test_two_objective_terms_of_one_name_are_refused_and_both_plugins_named(target):
     loaded = load_target(TargetConfig(name=str(target)))
     parts = strategy("dflash").build(loaded.info)
     with pytest.raises(PluginError, match=r"objective 'ce' is registered twice, by '\w+' .* and '\w+'"):
-        make_objective(parts, loaded, manager)
+        make_objective(parts, loaded, with_parts(CrossEntropy))
 
 
 def test_default_folders_are_named_by_strategy_and_time(target, text, tmp_path, monkeypatch):

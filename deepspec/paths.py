@@ -1,8 +1,10 @@
-"""Where files are: the cache root, run folders, and the data that ships with the package."""
+"""Where files are (the cache root, run folders, what ships with the package), and writing them whole."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
@@ -22,3 +24,24 @@ def runs_root() -> Path:
 def asset(name: str) -> Path:
     """A file or folder that ships with the package."""
     return Path(__file__).parent / "assets" / name
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A place beside ``path`` to write to, so that a reader sees the old file or the whole new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield partial
+        sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Have the system put a file, or the entries of a folder, on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

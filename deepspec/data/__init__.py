@@ -1,6 +1,7 @@
 """Text to training batches: read examples, render chats, tokenise, split, pack; and the default text."""
 
 from deepspec.data.batches import BatchSampler, batches
+from deepspec.data.cache import tokenize_once
 from deepspec.data.chat import encode_chat, encode_prompt
 from deepspec.data.corpus import TokenizedCorpus, split_held_out, tokenize
 from deepspec.data.default import default_examples
@@ -28,4 +29,5 @@ __all__ = [
     "read_examples",
     "split_held_out",
     "tokenize",
+    "tokenize_once",
 ]

@@ -6,7 +6,6 @@ that a resumed run needs to go on bit for bit.
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deepspec.errors import CheckpointError
+from deepspec.paths import sync
 from deepspec.runs import FORMAT, checkpoint_path, checkpoints, write_json
 
 if TYPE_CHECKING:
@@ -114,9 +114,9 @@ def _write(final: Path, *, parts: Parts, optimizer: Mapping[str, Tensor], state:
         _save(parts.modules().state_dict(), partial / "draft.safetensors")
         _save(optimizer, partial / "optimizer.safetensors")
         write_json(partial / "state.json", state)
-        _sync(partial)
+        sync(partial)
         partial.rename(final)
-        _sync(final.parent)
+        sync(final.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -125,7 +125,7 @@ def _write(final: Path, *, parts: Parts, optimizer: Mapping[str, Tensor], state:
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     on_host = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     save_file(on_host, path, metadata={"format": "pt"})
-    _sync(path)
+    sync(path)
 
 
 def _load(path: Path) -> dict[str, Tensor]:
@@ -134,11 +134,3 @@ def _load(path: Path) -> dict[str, Tensor]:
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     return tensors
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -22,7 +22,7 @@ from deepspec.data import (
     default_examples,
     read_examples,
     split_held_out,
-    tokenize,
+    tokenize_once,
 )
 from deepspec.errors import CheckpointError, ConfigError
 from deepspec.paths import asset, runs_root
@@ -169,7 +169,7 @@ def _corpora(config: RunConfig, target: Target, parts: Parts) -> tuple[Tokenized
     if not paths and config.target.name == DEMO:
         paths = (asset("demo-text/continuations.jsonl"),)  # what the demo target itself wrote
     examples = read_examples(paths) if paths else default_examples(target.tokenizer.all_special_tokens)
-    corpus = tokenize(
+    corpus = tokenize_once(
         examples,
         target.tokenizer,
         sequence_length=config.data.sequence_length,

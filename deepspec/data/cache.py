@@ -1,0 +1,109 @@
+"""Token ids kept between runs below the cache root, so that the same text is tokenised once.
+
+An entry is a safetensors file whose name is a hash of all that decides what is in it: the examples, the
+tokenizer, the settings and the versions. An entry that cannot be read or written is logged and done
+without; the folder may be removed at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from deepspec.data.corpus import TokenizedCorpus, tokenize
+from deepspec.data.examples import Example
+from deepspec.paths import cache_root, written_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+#: Grows when the same text and tokenizer come to other tokens.
+_FORMAT = 1
+_DTYPES = {
+    "tokens": torch.int32,
+    "supervised": torch.bool,
+    "ends": torch.int64,
+    "documents": torch.int64,
+}
+
+
+def tokenize_once(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    sequence_length: int,
+    reserved_token_ids: Sequence[int] = (),
+) -> TokenizedCorpus:
+    """What :func:`tokenize` makes of the same arguments, from the cache when it is there; the same errors.
+
+    Tokenizers without a tokenizer.json do not say all that they do, so theirs is never cached.
+    """
+    settings = (sequence_length, tuple(reserved_token_ids))
+    path = _place(examples, tokenizer, settings) if tokenizer.is_fast else None
+    if path is not None and (found := _read(path)) is not None:
+        return found
+    corpus = tokenize(
+        examples, tokenizer, sequence_length=sequence_length, reserved_token_ids=reserved_token_ids
+    )
+    if path is not None:
+        _write(path, corpus)
+    return corpus
+
+
+def _place(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, settings: tuple[object, ...]
+) -> Path:
+    kind = type(tokenizer)
+    own = (kind.__module__, kind.__qualname__, tokenizer.eos_token_id, tokenizer.chat_template)
+    versions = [version(name) for name in ("deepspec", "transformers", "tokenizers")]
+    digest = hashlib.sha256(repr((_FORMAT, versions, own, settings)).encode())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    for example in examples:
+        digest.update(repr(example).encode())
+    return cache_root() / "tokens" / f"{digest.hexdigest()[:32]}.safetensors"
+
+
+def _read(path: Path) -> TokenizedCorpus | None:
+    if not path.exists():
+        return None
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        logger.warning("cached tokens %s are damaged and made anew: %s", path, error)
+        return None
+    if not _is_corpus(tensors):
+        logger.warning("%s holds something else than cached tokens; they are made anew", path)
+        return None
+    logger.debug("tokens are read from %s", path)
+    return TokenizedCorpus(**tensors)
+
+
+def _is_corpus(tensors: dict[str, Tensor]) -> bool:
+    if {name: tensor.dtype for name, tensor in tensors.items()} != _DTYPES:
+        return False
+    num_tokens, num_pieces = len(tensors["tokens"]), len(tensors["ends"])
+    return (
+        num_pieces > 0
+        and int(tensors["ends"][-1]) == num_tokens == len(tensors["supervised"])
+        and len(tensors["documents"]) == num_pieces
+    )
+
+
+def _write(path: Path, corpus: TokenizedCorpus) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as partial:
+            save_file({name: getattr(corpus, name) for name in _DTYPES}, partial)
+    except (OSError, SafetensorError) as error:
+        logger.warning("tokens cannot be cached as %s and are made again next time: %s", path, error)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from deepspec.paths import DEMO
 from deepspec.strategy import Strategy
 
 
@@ -27,7 +28,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
 class TargetConfig(_Config):
     """The frozen model that drafts are made for."""
 
-    name: str = Field(default="demo", min_length=1, description="`demo`, a Hugging Face name, or a folder")
+    name: str = Field(default=DEMO, min_length=1, description="`demo`, a Hugging Face name, or a folder")
     revision: str | None = Field(default=None, description="commit, branch or tag on the hub")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
         default="auto", description="what its weights are held in"

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from deepspec.environment import device_name
 from deepspec.errors import DeepSpecError
 from deepspec.paths import cache_root
 from deepspec.plugins import BLOCK_VARIABLE, create_plugin_manager, describe_plugins
@@ -97,13 +98,14 @@ def _version(distribution: str) -> str | None:
 def _devices() -> list[dict[str, Any]]:
     import torch
 
-    found: list[dict[str, Any]] = [{"name": "cpu", "model": platform.processor() or platform.machine()}]
+    found: list[dict[str, Any]] = [{"name": "cpu", "model": device_name(torch.device("cpu"))}]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         memory = round(properties.total_memory / 2**30, 1)
-        found.append({"name": f"cuda:{index}", "model": properties.name, "memory_gib": memory})
+        name = f"cuda:{index}"
+        found.append({"name": name, "model": device_name(torch.device(name)), "memory_gib": memory})
     if torch.backends.mps.is_available():
-        found.append({"name": "mps", "model": "Apple GPU"})
+        found.append({"name": "mps", "model": device_name(torch.device("mps"))})
     return found
 
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import platformdirs
 
+#: The name of the target that ships with the package, and of the drafter for it.
+DEMO = "demo"
+
 
 def cache_root() -> Path:
     """``DEEPSPEC_HOME``, else the platform's cache folder; not created here."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepspec.config import RunConfig
 from deepspec.errors import CheckpointError, ConfigError
-from deepspec.paths import asset, written_whole
+from deepspec.paths import DEMO, asset, written_whole
 from deepspec.validation import validate
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEMO = "demo"
 FORMAT = 1
 _STEP_PREFIX = "step-"
 

@@ -28,6 +28,9 @@ DeviceFlag = Annotated[
     str | None,
     typer.Option("--device", metavar="NAME", help="cpu, cuda:1, mps; the best there is by default."),
 ]
+TargetDeviceFlag = Annotated[
+    str | None, typer.Option("--target-device", metavar="NAME", help="Where the target runs, if elsewhere.")
+]
 SetFlag = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set any value, as in head.rank=64; repeatable."),

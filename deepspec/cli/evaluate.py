@@ -10,6 +10,7 @@ from deepspec.cli.console import (
     DeviceFlag,
     JsonFlag,
     QuietFlag,
+    TargetDeviceFlag,
     VerboseFlag,
     print_json,
     set_up_logging,
@@ -43,10 +44,7 @@ def evaluate(
         bool, typer.Option("--against-transformers", help="Also time transformers' generate.")
     ] = False,
     device: DeviceFlag = None,
-    target_device: Annotated[
-        str | None,
-        typer.Option("--target-device", metavar="NAME", help="Where the target runs, if elsewhere."),
-    ] = None,
+    target_device: TargetDeviceFlag = None,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = 0,

@@ -12,12 +12,14 @@ from deepspec.cli.console import (
     DeviceFlag,
     JsonFlag,
     QuietFlag,
+    TargetDeviceFlag,
     VerboseFlag,
     print_json,
     set_up_logging,
     stderr,
     stdout,
 )
+from deepspec.paths import DEMO
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,7 +31,7 @@ def generate(
     run: Annotated[
         str,
         typer.Argument(metavar="RUN", help="A run folder, or `demo`, the drafter that ships with DeepSpec."),
-    ] = "demo",
+    ] = DEMO,
     *,
     prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="What to continue.")] = None,
     file: Annotated[
@@ -47,10 +49,7 @@ def generate(
     seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same text.")] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="New tokens at most.")] = 128,
     device: DeviceFlag = None,
-    target_device: Annotated[
-        str | None,
-        typer.Option("--target-device", metavar="NAME", help="Where the target runs, if elsewhere."),
-    ] = None,
+    target_device: TargetDeviceFlag = None,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = 0,

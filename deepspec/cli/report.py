@@ -20,7 +20,7 @@ def result_table(report: EvalReport) -> Table:
         ("strategy", f"{found['strategy']}, draft length {found['draft_length']}"),
         ("target", f"{found['target']} on {found['device']}, temperature {found['temperature']:g}"),
         ("measured on", f"{found['num_prompts']} prompts, {found['num_rounds']} rounds"),
-        ("accepted length τ", _interval(found["accepted_length"])),
+        ("accepted length τ", interval(found["accepted_length"])),
         *((f"  {name}", _number(task["accepted_length"], ".3f")) for name, task in found["tasks"].items()),
         ("conditional acceptance", _rates(found["conditional_acceptance"])),
         ("survival", _rates(found["survival"])),
@@ -42,7 +42,8 @@ def _against_transformers(report: EvalReport) -> str:
     return f", {_times(report.tokens_per_s / other)} transformers' generate" if other else ""
 
 
-def _interval(found: dict[str, Any]) -> str:
+def interval(found: dict[str, Any]) -> str:
+    """An accepted length, ``{"mean", "ci95"}``, in words."""
     if found["mean"] is None:
         return "- (no prompt lasted a round)"
     low, high = found["ci95"]

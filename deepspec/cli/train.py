@@ -13,6 +13,7 @@ from deepspec.cli.console import (
     QuietFlag,
     SetFlag,
     StrategyFlag,
+    TargetDeviceFlag,
     VerboseFlag,
     print_json,
     set_up_logging,
@@ -52,10 +53,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     device: DeviceFlag = None,
-    target_device: Annotated[
-        str | None,
-        typer.Option("--target-device", metavar="NAME", help="Where the target runs, if elsewhere."),
-    ] = None,
+    target_device: TargetDeviceFlag = None,
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", help="Of weights, data order, anchors.")
     ] = None,

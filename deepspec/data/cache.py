@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from deepspec.data.corpus import TokenizedCorpus, tokenize
 from deepspec.data.examples import Example
+from deepspec.environment import versions
 from deepspec.paths import cache_root, written_whole
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ def _place(
 ) -> Path:
     kind = type(tokenizer)
     own = (kind.__module__, kind.__qualname__, tokenizer.eos_token_id, tokenizer.chat_template)
-    versions = [version(name) for name in ("deepspec", "transformers", "tokenizers")]
-    digest = hashlib.sha256(repr((_FORMAT, versions, own, settings)).encode())
+    digest = hashlib.sha256(repr((_FORMAT, versions(), own, settings)).encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     for example in examples:
         digest.update(repr(example).encode())

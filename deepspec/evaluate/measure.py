@@ -7,15 +7,14 @@ At the defaults and with the demo target this decodes 128 prompts of 128 tokens 
 from __future__ import annotations
 
 import logging
-import platform
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from deepspec.config import EvalConfig
 from deepspec.engine import Engine, SamplingParams
+from deepspec.environment import device_name, versions
 from deepspec.errors import ConfigError, DataError, TargetError
 from deepspec.evaluate.acceptance import Acceptance, measure_acceptance
 from deepspec.evaluate.report import EvalReport, TaskResult
@@ -184,14 +183,9 @@ def _report(
         target_ms=speed.target_ms,
         tokens_per_s_transformers=speed.tokens_per_s_transformers,
         tasks={name: TaskResult(found.accepted_length, found.num_prompts) for name, found in results.items()},
-        versions=_versions(),
+        versions=versions(),
     )
 
 
 def _describe(device: torch.device) -> str:
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-
-
-def _versions() -> dict[str, str]:
-    names = ("deepspec", "torch", "transformers")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    return f"{device} ({device_name(device)})" if device.type == "cuda" else str(device)

@@ -22,7 +22,7 @@ from deepspec.target import Target
 from deepspec.target.packed import ATTENTION_NAME
 from deepspec.types import RoundRecord
 
-_WARM_UP_TOKENS = 8
+WARM_UP_TOKENS = 8
 Contender = Callable[[Sequence[int], SamplingParams], float]
 
 
@@ -62,7 +62,7 @@ def measure_speed(
     if against_transformers:
         contenders["transformers"] = _transformers(target)
     for contender in contenders.values():
-        contender(prompts[0], replace(params, max_tokens=min(_WARM_UP_TOKENS, params.max_tokens)))
+        contender(prompts[0], replace(params, max_tokens=min(WARM_UP_TOKENS, params.max_tokens)))
     speculative.clear()
     plain.clear()
     times = _take_turns(contenders, prompts, params)

@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import math
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
 from deepspec.data.local_text import TARGET_PACKAGES, SourceFile, package_files, stdlib_files
+from deepspec.environment import versions
 from deepspec.target.model import Target
 
 log = logging.getLogger(__name__)
@@ -253,11 +253,7 @@ def build_log(
         },
         "held_out_tokens": held_out_tokens,
         "curve": curve,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": versions(),
     }
 
 

@@ -13,13 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from deepspec.errors import ConfigError, TargetError
-from deepspec.paths import asset
+from deepspec.paths import DEMO, asset
 from deepspec.target.model import Target, make_target
 
 if TYPE_CHECKING:
     from deepspec.config import TargetConfig
 
-DEMO = "demo"
 Loaded = TypeVar("Loaded")
 _LOAD_ERRORS = (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, SafetensorError)
 

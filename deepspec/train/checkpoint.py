@@ -6,18 +6,16 @@ that a resumed run needs to go on bit for bit.
 
 from __future__ import annotations
 
-import platform
 import shutil
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from deepspec.environment import versions
 from deepspec.errors import CheckpointError
 from deepspec.paths import sync
 from deepspec.runs import FORMAT, checkpoint_path, checkpoints, write_json
@@ -92,12 +90,6 @@ def remove_partial(folder: Path) -> None:
     """Remove what an interrupted write left behind."""
     for path in (folder / "checkpoints").glob(f"{_PARTIAL}*"):
         shutil.rmtree(path)
-
-
-def versions() -> dict[str, str]:
-    """What made the numbers."""
-    named = {name: metadata.version(name) for name in ("deepspec", "transformers", "safetensors")}
-    return {"python": platform.python_version(), "torch": torch.__version__, **named}
 
 
 def _header(step: int, parts: Parts) -> dict[str, Any]:

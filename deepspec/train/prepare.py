@@ -25,11 +25,11 @@ from deepspec.data import (
     tokenize_once,
 )
 from deepspec.errors import CheckpointError, ConfigError
-from deepspec.paths import asset, runs_root
+from deepspec.paths import DEMO, asset, runs_root
 from deepspec.runs import check_target, newest_checkpoint, read_config, read_state, write_json
 from deepspec.strategy import Strategy
 from deepspec.target import Target, load_target
-from deepspec.target.load import DEMO, resolve_device
+from deepspec.target.load import resolve_device
 from deepspec.train.assemble import assemble, copy_target_layers
 from deepspec.train.checkpoint import read_optimizer, read_weights, remove_partial
 from deepspec.train.trainer import Trainer, make_objective

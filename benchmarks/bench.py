@@ -18,11 +18,12 @@ from rich.table import Table
 
 import deepspec
 from deepspec import Engine, SamplingParams
+from deepspec.cli.report import interval
 from deepspec.config import EvalConfig, TargetConfig
 from deepspec.data.local_text import stdlib_files
 from deepspec.evaluate import measure_acceptance
 from deepspec.evaluate.measure import collect_prompts, decode_rounds
-from deepspec.evaluate.speed import measure_speed
+from deepspec.evaluate.speed import WARM_UP_TOKENS, measure_speed
 from deepspec.runs import Run
 from deepspec.target.demo import held_out_perplexity
 
@@ -83,14 +84,14 @@ def batch_gain(run: Run, prompts: Prompts, batch: int, num_tokens: int) -> dict[
 
 def tokens_per_second(engine: Engine, prompts: Prompts, params: SamplingParams) -> float:
     """Over whole requests, prompts included, after one short request that warms up."""
-    engine.run(prompts[:1], SamplingParams(max_tokens=4))
+    engine.run(prompts[:1], SamplingParams(max_tokens=WARM_UP_TOKENS))
     started = time.perf_counter()
     done = engine.run(prompts, params)
     return sum(len(c.tokens) for c in done) / (time.perf_counter() - started)
 
 
-def report(result: dict[str, Any], path: str) -> int:
-    """Print the bars and whether each is met."""
+def report(result: dict[str, Any], lines: Sequence[str]) -> int:
+    """Print the bars and whether each is met, then ``lines``."""
     sampled, batch = result["runs"][0], result["batch"]
     rows = [
         ("speculative / plain", sampled["speculative_over_plain"]["median"], "speculative_over_plain", 1),
@@ -109,9 +110,8 @@ def report(result: dict[str, Any], path: str) -> int:
     console = Console()
     console.print(table)
     for run in result["runs"]:
-        tau = run["accepted_length"]
-        console.print(f"temperature {run['temperature']:g}: τ {tau['mean']:.3f}, 95 % {tau['ci95']}")
-    console.print(f"record: {path}")
+        console.print(f"temperature {run['temperature']:g}: τ {interval(run['accepted_length'])}")
+    console.print("\n".join(lines), soft_wrap=True)
     return int(missed > 0)
 
 
@@ -130,7 +130,14 @@ def main() -> int:
         "held_out_perplexity": held_out_perplexity(deepspec.load_target(TargetConfig()), stdlib_files(True)),
         "bars": BARS,
     }
-    return report(result, str(write("decoding", result)))
+    lines = write(
+        "decoding",
+        result,
+        seed=config.seed,
+        warm_up=f"one request of {WARM_UP_TOKENS} tokens a contender",
+        repeats=f"{options.prompts} prompts at batch 1, 4 blocks of {options.batch}, in turns",
+    )
+    return report(result, lines)
 
 
 if __name__ == "__main__":

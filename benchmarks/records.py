@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from deepspec.environment import device_name, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -25,29 +25,22 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 def environment() -> dict[str, Any]:
-    """Device, versions and commit."""
+    """Date, the device that is taken when none is named, versions and commit."""
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
-    command = ["git", "rev-parse", "HEAD"]
+    from deepspec.target.load import resolve_device
+
+    device = resolve_device(None)
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return {
         "date": datetime.now(tz=UTC).strftime("%Y-%m-%d"),
-        "device": device,
+        "device": device_name(device),
+        "device_type": device.type,
         "threads": torch.get_num_threads(),
         "commit": commit.stdout.strip() or None,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("deepspec", "torch", "transformers")},
-        },
+        "versions": versions(),
     }
-
-
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or "CPU"
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -56,13 +49,19 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": round(middle, 4), "q1": round(low, 4), "q3": round(high, 4)}
 
 
-def write(kind: str, result: dict[str, Any]) -> Path:
-    """Store a record as ``results/<date>-<kind>.json``."""
-    record = {"kind": kind, **environment(), "result": result}
+def write(kind: str, result: dict[str, Any], *, seed: int, warm_up: str, repeats: str) -> list[str]:
+    """Store a record as ``results/<date>-<kind>.json``; returns lines that say where and under what."""
+    protocol = {"seed": seed, "warm_up": warm_up, "repeats": repeats}
+    record = {"kind": kind, **environment(), **protocol, "result": result}
     path = RESULTS / f"{record['date']}-{kind}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
-    return path
+    named = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    return [
+        f"{record['device']} ({record['device_type']}), {record['threads']} threads; {named}",
+        f"commit {record['commit']}; seed {seed}; warm-up: {warm_up}; repeats: {repeats}",
+        f"record: {path}",
+    ]
 
 
 def newest(kind: str) -> dict[str, Any] | None:
@@ -72,21 +71,20 @@ def newest(kind: str) -> dict[str, Any] | None:
 
 
 def tables() -> str:
-    """The README's measured section, from the newest records alone."""
-    parts = (_decoding_table(newest("decoding")), _training_table(newest("training")))
-    return "\n\n".join(part for part in parts if part)
+    """The README's measured section, from the newest records alone; FileNotFoundError without any."""
+    found = ((table, newest(kind)) for kind, table in _TABLES.items())
+    parts = [table(record) for table, record in found if record is not None]
+    if not parts:
+        raise FileNotFoundError(f"no record lies in {RESULTS}; run `make bench`")
+    return "\n\n".join(parts)
 
 
-def _decoding_table(record: dict[str, Any] | None) -> str:
-    if record is None:
-        return ""
+def _decoding_table(record: dict[str, Any]) -> str:
     rows = ["| temperature | τ (95 %) | speculative / plain | plain / transformers |", "|---|---|---|---|"]
     for run in record["result"]["runs"]:
-        tau = run["accepted_length"]
-        low, high = tau["ci95"]
         rows.append(
-            f"| {run['temperature']:g} | {tau['mean']:.2f} ({low:.2f}–{high:.2f}) "
-            f"| {_ratio(run['speculative_over_plain'])} | {_ratio(run['plain_over_transformers'])} |"
+            f"| {run['temperature']:g} | {_tau(run)} | {_ratio(run['speculative_over_plain'])} "
+            f"| {_ratio(run['plain_over_transformers'])} |"
         )
     batch = record["result"]["batch"]
     gains = (
@@ -98,17 +96,22 @@ def _decoding_table(record: dict[str, Any] | None) -> str:
     return "\n".join([head, "", *rows, "", gains, "", _machine(record)])
 
 
-def _training_table(record: dict[str, Any] | None) -> str:
-    if record is None:
-        return ""
+def _training_table(record: dict[str, Any]) -> str:
     rows = ["| strategy | τ (95 %) | conditional acceptance by position |", "|---|---|---|"]
     for run in record["result"]["runs"]:
-        tau = run["accepted_length"]
-        low, high = tau["ci95"]
         rates = " ".join(f"{rate:.2f}".lstrip("0") for rate in run["conditional_acceptance"])
-        rows.append(f"| {run['strategy']} | {tau['mean']:.2f} ({low:.2f}–{high:.2f}) | {rates} |")
+        rows.append(f"| {run['strategy']} | {_tau(run)} | {rates} |")
     setting = record["result"]["setting"]
     return "\n".join([f"Trained from scratch, {setting}:", "", *rows, "", _machine(record)])
+
+
+_TABLES = {"decoding": _decoding_table, "training": _training_table}
+
+
+def _tau(run: dict[str, Any]) -> str:
+    tau = run["accepted_length"]
+    low, high = tau["ci95"]
+    return f"{tau['mean']:.2f} ({low:.2f}–{high:.2f})"
 
 
 def _ratio(value: dict[str, float]) -> str:
@@ -117,9 +120,10 @@ def _ratio(value: dict[str, float]) -> str:
 
 def _machine(record: dict[str, Any]) -> str:
     versions = record["versions"]
+    limit = " Not measured on a GPU." if record["device_type"] == "cpu" else ""
     return (
         f"{record['date']}, {record['device']}, {record['threads']} threads, torch {versions['torch']}, "
-        f"transformers {versions['transformers']}; medians with quartiles. Not measured on a GPU."
+        f"transformers {versions['transformers']}; medians with quartiles.{limit}"
     )
 
 

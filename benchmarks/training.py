@@ -12,16 +12,18 @@ from records import write
 from rich.console import Console
 
 import deepspec
+from deepspec.cli.report import interval
 from deepspec.config import EvalConfig, RunConfig, TrainConfig
 
+SEED = 0
 BAR = 1.89  # what a trial reached with DSpark at these tokens on a target of perplexity 16.5
 
 
 def measure(name: str, steps: int, folder: Path, temperature: float) -> dict[str, Any]:
     """Train one strategy and evaluate it."""
-    config = RunConfig(strategy=deepspec.Strategy.named(name), train=TrainConfig(num_steps=steps))
+    config = RunConfig(strategy=deepspec.Strategy.named(name), train=TrainConfig(num_steps=steps), seed=SEED)
     run = deepspec.train(name, config=config, out=folder / name)
-    settings = EvalConfig(temperature=temperature, num_prompts=96, tasks=("stdlib",))
+    settings = EvalConfig(temperature=temperature, num_prompts=96, tasks=("stdlib",), seed=SEED)
     report = deepspec.evaluate(run, config=settings).to_json()
     keys = ("strategy", "accepted_length", "conditional_acceptance", "num_prompts", "temperature")
     return {key: report[key] for key in keys}
@@ -34,12 +36,15 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         runs = [measure(name, options.steps, Path(folder), 1.0) for name in options.strategies]
-    setting = f"{options.steps} steps of 8 × 256 tokens, two draft layers, G = 7, temperature 1, seed 0"
-    path = write("training", {"setting": setting, "runs": runs})
+    setting = f"{options.steps} steps of 8 × 256 tokens, two draft layers, G = 7, temperature 1, seed {SEED}"
+    result = {"setting": setting, "runs": runs}
+    lines = write(
+        "training", result, seed=SEED, warm_up="none, nothing is timed", repeats="one run a strategy"
+    )
     console = Console()
     for run in runs:
-        console.print(run)
-    console.print(f"record: {path}")
+        console.print(f"{run['strategy']}: τ {interval(run['accepted_length'])}")
+    console.print("\n".join(lines), soft_wrap=True)
     taus = {run["strategy"]: run["accepted_length"] for run in runs}
     if not {"dspark", "dflash"} <= set(taus):
         return 0

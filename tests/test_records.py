@@ -1,0 +1,58 @@
+"""Records of measurements: what each says of how it was made, and what the README says of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import records
+
+RESULT = {
+    "setting": "shortly",
+    "runs": [
+        {
+            "strategy": "dflash",
+            "accepted_length": {"mean": 2.0, "ci95": [1.9, 2.1]},
+            "conditional_acceptance": [0.5, 0.25],
+        }
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of records, empty."""
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def write(**device: str) -> list[str]:
+    lines = records.write("training", RESULT, seed=3, warm_up="one request", repeats="4 prompts")
+    record = records.newest("training")
+    (path,) = records.RESULTS.iterdir()
+    path.write_text(json.dumps({**record, **device}))
+    return lines
+
+
+def test_a_record_says_what_it_was_made_by_and_so_does_the_benchmark(results: Path) -> None:
+    said = " ".join(write())
+    record = json.loads(next(results.iterdir()).read_text())
+    for key in ("device", "device_type", "commit", "seed", "warm_up", "repeats"):
+        assert str(record[key]) in said
+    for name in ("python", "torch", "transformers", "deepspec"):
+        assert f"{name} {record['versions'][name]}" in said
+
+
+def test_the_readme_says_that_there_was_no_gpu_only_when_there_was_none() -> None:
+    write(device="Some CPU", device_type="cpu")
+    assert "Some CPU" in records.tables()
+    assert "Not measured on a GPU" in records.tables()
+    write(device="Some GPU", device_type="cuda")
+    assert "Some GPU" in records.tables()
+    assert "Not measured on a GPU" not in records.tables()
+
+
+def test_without_any_record_there_are_no_tables_to_agree_with() -> None:
+    with pytest.raises(FileNotFoundError, match="make bench"):
+        records.tables()

@@ -70,9 +70,15 @@ def make_objective(parts: Parts, target: Target, manager: pluggy.PluginManager) 
         terms.append((cls(), weight))
 
     def target_logits(hidden: Tensor) -> Tensor:
-        return target.logits(hidden.to(target.device, target.dtype)).to(hidden.device)
+        with _own_precision(target):
+            return target.logits(hidden.to(target.device, target.dtype)).to(hidden.device)
 
     return BlockObjective(terms, parts.strategy.objective.position_decay, target_logits=target_logits)
+
+
+def _own_precision(target: Target) -> torch.autocast:
+    """The drafter's autocast is none of the target's business: it runs in its own float type."""
+    return torch.autocast(target.device.type, enabled=False)
 
 
 class Trainer:
@@ -181,7 +187,8 @@ class Trainer:
         self, batch: TokenBatch, blocks: AnchorBlocks
     ) -> tuple[Tensor, HeadStep, OutputWeights, Features, AnchorBlocks]:
         drafter, head = self.parts.drafter, self.parts.head
-        found = self.target.features(batch.to(self.target.device), drafter.target_layers)
+        with _own_precision(self.target):
+            found = self.target.features(batch.to(self.target.device), drafter.target_layers)
         features = Features(found.tapped.to(self.device), found.last_hidden.to(self.device))
         anchors = move(blocks, self.device)
         hidden = drafter.block(batch.to(self.device), features, anchors)

@@ -27,12 +27,12 @@ from deepspec.errors import (
 from deepspec.hookspecs import hookimpl
 from deepspec.plugins import create_plugin_manager, register
 from deepspec.runs import checkpoint_path, checkpoints, load
-from deepspec.target import load_target
+from deepspec.target import Target, load_target
 from deepspec.train import GradedRows, ObjectiveTerm, TrainingInterruptedError, train
 from deepspec.train import session as session_module
 from deepspec.train.terms import CrossEntropy
 from deepspec.train.trainer import Trainer, make_objective
-from deepspec.types import TokenBatch
+from deepspec.types import Features, TokenBatch
 from tests.tiny_runs import config, save_target, strategy
 
 
@@ -149,6 +149,33 @@ def test_bfloat16_keeps_float32_master_weights(target, text, tmp_path):
     exact = run(target, text, tmp_path / "exact")
     pairs = zip(made.parts.modules().parameters(), exact.parts.modules().parameters(), strict=True)
     assert any(not one.equal(other) for one, other in pairs)
+
+
+def test_the_target_runs_in_its_own_type_while_the_drafter_trains_in_bfloat16(
+    target, text, tmp_path, monkeypatch
+):
+    seen = set()
+
+    def watch(name: str) -> None:
+        method = getattr(Target, name)
+
+        def watched(self: Target, *arguments):
+            found = method(self, *arguments)
+            with torch.autocast("cpu", enabled=False):
+                alone = method(self, *arguments)
+            torch.testing.assert_close(tensors(found), tensors(alone), rtol=0, atol=0)
+            seen.add(name)
+            return found
+
+        monkeypatch.setattr(Target, name, watched)
+
+    def tensors(found: Features | torch.Tensor) -> list[torch.Tensor]:
+        return [found.tapped, found.last_hidden] if isinstance(found, Features) else [found]
+
+    watch("features")
+    watch("logits")
+    run(target, text, tmp_path / "run", train={"precision": "bfloat16", "num_steps": 1})
+    assert seen == {"features", "logits"}
 
 
 def test_a_bfloat16_target_trains_validates_and_gives_parts_in_its_own_type(target, text, tmp_path):

@@ -21,6 +21,7 @@ from deepspec.config import EvalConfig, RunConfig
 from deepspec.engine import SamplingParams
 from deepspec.errors import TrainingError
 from deepspec.types import StepRecord
+from tests.tiny_runs import save_prompts
 from tests.tiny_tokenizer import tokenizer
 
 VOCAB = 151_936
@@ -100,8 +101,7 @@ def test_train_resume_evaluate_and_generate_on_a_hub_folder(hub_folder: Path, tm
     assert run.step == 3
     assert run.target.info.vocab_size == VOCAB
 
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text(json.dumps({"prompt": "the cat"}) + "\n" + json.dumps({"prompt": "a dog"}) + "\n")
+    prompts = save_prompts(tmp_path / "prompts.jsonl", ["the cat", "a dog"])
     report = deepspec.evaluate(
         run, tasks=[f"mine={prompts}"], config=EvalConfig(num_prompts=2, max_tokens=3, batch=2)
     ).to_json()

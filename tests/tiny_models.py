@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from transformers import (
@@ -16,7 +17,7 @@ from transformers import (
 )
 
 from deepspec.interfaces import TargetInfo
-from deepspec.target import make_target
+from deepspec.target import Target, make_target
 
 VOCAB = 97
 _SHAPE = {
@@ -57,6 +58,12 @@ def make(
     """A model with random weights from ``seed``."""
     torch.manual_seed(seed)
     return FAMILIES[family](**changes).to(dtype).eval()
+
+
+def masked_target() -> Target:
+    """A tiny target without a tokenizer whose last token id is free for masks."""
+    plain = make_target(make("qwen3"))
+    return replace(plain, info=replace(plain.info, mask_token_id=VOCAB - 1))
 
 
 def tiny_info() -> TargetInfo:

@@ -9,11 +9,35 @@ from typing import Any
 import torch
 
 from deepspec.config import RunConfig
+from deepspec.runs import Run
 from deepspec.strategy import Strategy
+from deepspec.target import make_target
+from deepspec.train.assemble import assemble
 from tests.tiny_models import make
 from tests.tiny_tokenizer import tokenizer
 
 VOCAB = 260
+#: What others read in an evaluation's JSON.
+EVAL_KEYS = {
+    "schema",
+    "strategy",
+    "target",
+    "draft_length",
+    "temperature",
+    "num_prompts",
+    "num_rounds",
+    "accepted_length",
+    "conditional_acceptance",
+    "survival",
+    "tokens_per_s",
+    "tokens_per_s_plain",
+    "speedup",
+    "draft_ms",
+    "verify_ms",
+    "tasks",
+    "device",
+    "versions",
+}
 
 
 def save_target(
@@ -23,6 +47,21 @@ def save_target(
     make("qwen3", dtype, seed, vocab_size=VOCAB, **changes).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
+
+
+def untrained_run(**changes: object) -> Run:
+    """A short DSpark drafter with random weights and its tiny target, in memory."""
+    model = make("qwen3", torch.float32, vocab_size=VOCAB, **changes)
+    target = make_target(model, tokenizer(), name="tiny")
+    chosen = Strategy.named("dspark").replace(draft_length=3)
+    parts = assemble(chosen, target, device=target.device, dtype=target.dtype, seed=0)
+    return Run(path=Path("nowhere"), config=RunConfig(strategy=chosen), target=target, parts=parts, step=0)
+
+
+def save_prompts(path: Path, prompts: list[str]) -> Path:
+    """A task file of these prompts."""
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    return path
 
 
 def save_text(path: Path, num_documents: int = 12) -> Path:

@@ -2,61 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from deepspec import cli
-from tests.tiny_runs import config, save_target, save_text
-
-EVAL_KEYS = {
-    "schema",
-    "strategy",
-    "target",
-    "draft_length",
-    "temperature",
-    "num_prompts",
-    "num_rounds",
-    "accepted_length",
-    "conditional_acceptance",
-    "survival",
-    "tokens_per_s",
-    "tokens_per_s_plain",
-    "speedup",
-    "draft_ms",
-    "verify_ms",
-    "tasks",
-    "device",
-    "versions",
-}
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A finished command."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, object]:
-        return json.loads(self.out)
-
-
-def run(*arguments: str | Path) -> Ran:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            cli.main([str(argument) for argument in arguments])
-        except SystemExit as ended:
-            return Ran(int(ended.code or 0), out.getvalue(), err.getvalue())
-    raise AssertionError("main always exits")
+from tests.command_line import Ran, run
+from tests.tiny_runs import EVAL_KEYS, config, save_prompts, save_target, save_text
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +18,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A target, text, prompts and a configuration file."""
     folder = tmp_path_factory.mktemp("line")
     settings = config(save_target(folder / "target"), save_text(folder / "text.jsonl"))
-    prompts = [json.dumps({"prompt": f"document {n}: the cat"}) for n in range(4)]
-    (folder / "prompts.jsonl").write_text("\n".join(prompts) + "\n")
+    prompts = save_prompts(folder / "prompts.jsonl", [f"document {n}: the cat" for n in range(4)])
     values = settings.model_dump(mode="json")
     values["train"] |= {"num_steps": 4, "checkpoint_every": 2}
-    values["eval"] |= {"tasks": [f"mine={folder / 'prompts.jsonl'}"], "max_tokens": 12, "batch": 2}
+    values["eval"] |= {"tasks": [f"mine={prompts}"], "max_tokens": 12, "batch": 2}
     (folder / "run.json").write_text(json.dumps(values))
     return folder
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,9 +12,9 @@ import deepspec.engine.loop as loop_module
 from deepspec.engine import Engine, SamplingParams
 from deepspec.errors import ConfigError
 from deepspec.strategy import Parts, Strategy
-from deepspec.target import Target, make_target
+from deepspec.target import Target
 from deepspec.types import RoundRecord
-from tests.tiny_models import VOCAB, make
+from tests.tiny_models import VOCAB, masked_target
 
 NUM_TOKENS = 16
 STRATEGIES = ("dflash", "dspark")
@@ -24,8 +23,7 @@ POLICIES = ("fixed", "threshold")
 
 @pytest.fixture(scope="module")
 def target() -> Target:
-    plain = make_target(make("qwen3"))
-    return replace(plain, info=replace(plain.info, mask_token_id=VOCAB - 1))
+    return masked_target()
 
 
 def _parts(target: Target, name: str = "dspark", *, policy: str = "fixed", verifier: str = "token") -> Parts:

@@ -4,61 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
-import torch
 
-from deepspec.config import EvalConfig, RunConfig
+from deepspec.config import EvalConfig
 from deepspec.engine import Engine
 from deepspec.errors import ConfigError, DataError, TargetError
 from deepspec.evaluate import evaluate
 from deepspec.evaluate.acceptance import tokens_gained
 from deepspec.evaluate.measure import collect_prompts, decode_rounds, sampling_params
 from deepspec.evaluate.speed import measure_speed
-from deepspec.runs import Run
-from deepspec.strategy import Strategy
-from deepspec.target import make_target
-from deepspec.train.assemble import assemble
-from tests import tiny_models, tiny_tokenizer
+from tests.tiny_runs import EVAL_KEYS, save_prompts, untrained_run
 
-KEYS = {
-    "schema",
-    "strategy",
-    "target",
-    "draft_length",
-    "temperature",
-    "num_prompts",
-    "num_rounds",
-    "accepted_length",
-    "conditional_acceptance",
-    "survival",
-    "tokens_per_s",
-    "tokens_per_s_plain",
-    "speedup",
-    "draft_ms",
-    "verify_ms",
-    "tasks",
-    "device",
-    "versions",
-}
 EXTRA_KEYS = {"counts", "predicted_speedup", "target_ms", "tokens_per_s_transformers"}
 
 
 @pytest.fixture(scope="module")
 def run():
-    model = tiny_models.make("qwen3", torch.float32, vocab_size=260, max_position_embeddings=512)
-    target = make_target(model, tiny_tokenizer.tokenizer(), name="tiny")
-    strategy = Strategy.named("dspark").replace(draft_length=3)
-    parts = assemble(strategy, target, device=target.device, dtype=target.dtype, seed=0)
-    return Run(path=Path("nowhere"), config=RunConfig(strategy=strategy), target=target, parts=parts, step=0)
+    return untrained_run(max_position_embeddings=512)
 
 
 @pytest.fixture
 def task_file(tmp_path):
-    file = tmp_path / "mine.jsonl"
-    file.write_text("".join(json.dumps({"prompt": f"prompt number {i}"}) + "\n" for i in range(5)), "utf-8")
-    return f"mine={file}"
+    return f"mine={save_prompts(tmp_path / 'mine.jsonl', [f'prompt number {i}' for i in range(5)])}"
 
 
 def small(**changes):
@@ -68,7 +36,7 @@ def small(**changes):
 def test_the_report_has_the_documented_keys_and_is_json(run, task_file):
     report = evaluate(run, tasks=[task_file], config=small(), against_transformers=True)
     found = json.loads(json.dumps(report.to_json(), allow_nan=False))
-    assert set(found) == KEYS | EXTRA_KEYS
+    assert set(found) == EVAL_KEYS | EXTRA_KEYS
     assert (found["schema"], found["strategy"], found["target"]) == (1, "dspark", "tiny")
     assert (found["draft_length"], found["temperature"], found["device"]) == (3, 1.0, "cpu")
     assert set(found["accepted_length"]) == {"mean", "ci95"}
@@ -121,9 +89,7 @@ def test_rounds_belong_to_the_prompts_in_their_order(run):
 
 
 def test_prompts_without_room_are_left_out_and_none_at_all_is_an_error(run, tmp_path, caplog):
-    file = tmp_path / "long.jsonl"
-    rows = [{"prompt": "x" * 100}, {"prompt": "x" * 505}]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    file = save_prompts(tmp_path / "long.jsonl", ["x" * 100, "x" * 505])
     prompts = collect_prompts([f"long={file}"], run.target, small())
     assert [len(prompt) for prompt in prompts["long"]] == [100]
     assert "1 of 2 prompts left out" in caplog.text

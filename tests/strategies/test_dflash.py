@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from deepspec_strategies.dflash.drafter import even_layers
 
 from deepspec.errors import ConfigError
 from deepspec.strategy import Parts, Strategy
-from deepspec.target import Target, make_target
+from deepspec.target import Target
 from deepspec.types import AnchorBlocks, Anchors, Extension, Features, TokenBatch
-from tests.tiny_models import VOCAB, make
+from tests.tiny_models import VOCAB, masked_target
 
 G = 4
 
 
 @pytest.fixture(scope="module")
 def target() -> Target:
-    plain = make_target(make("qwen3"))
-    return replace(plain, info=replace(plain.info, mask_token_id=VOCAB - 1))
+    return masked_target()
 
 
 def _parts(target: Target, layers: int = 2) -> Parts:

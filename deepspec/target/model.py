@@ -7,6 +7,7 @@ Gives hidden states and tapped features for packed requests (with KV slots) and 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,8 @@ from deepspec.errors import ConfigError, TargetError
 from deepspec.interfaces import TargetInfo
 from deepspec.target.packed import ATTENTION_NAME, KVSlots, Span, plan_step, span_rows
 from deepspec.types import Features, TokenBatch
+
+logger = logging.getLogger(__name__)
 
 _FINGERPRINT_VALUES = 64
 
@@ -202,6 +205,12 @@ def make_target(
             f"{name} has {', '.join(sorted(other))} layers; supported are full and sliding attention"
         )
     model.set_attn_implementation(ATTENTION_NAME)
+    if extras := _attention_extras(model, config):
+        logger.info(
+            "%s has attention with %s, for which there is no fused kernel: scores are computed plainly",
+            name,
+            " and ".join(extras),
+        )
     target = Target(
         model=model,
         info=_describe(model, config, tokenizer),
@@ -235,6 +244,13 @@ def _describe(model: PreTrainedModel, config: Any, tokenizer: PreTrainedTokenize
         lm_head=model.get_output_embeddings().weight,
         final_softcap=getattr(config, "final_logit_softcapping", None),
     )
+
+
+def _attention_extras(model: PreTrainedModel, config: Any) -> list[str]:
+    """What this model's attention has that ``packed_attention`` computes without SDPA."""
+    has_softcap = getattr(config, "attn_logit_softcapping", None) is not None
+    has_sinks = any(getattr(module, "sinks", None) is not None for module in model.modules())
+    return [name for name, has in (("a soft-cap", has_softcap), ("sinks", has_sinks)) if has]
 
 
 def _rope_theta(config: Any) -> float:

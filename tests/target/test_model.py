@@ -1,0 +1,31 @@
+"""Making a target of a model: what its attention does without a fused kernel is said."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from deepspec.target import make_target
+from tests.tiny_models import make
+
+
+def test_attention_without_a_fused_kernel_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="deepspec")
+    make_target(make("qwen3"))
+    assert caplog.messages == []
+    make_target(make("gemma3", attn_logit_softcapping=20.0), name="capped")
+    assert [message.partition(",")[0] for message in caplog.messages] == [
+        "capped has attention with a soft-cap"
+    ]
+
+
+def test_attention_with_sinks_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="deepspec")
+    model = make("qwen3")
+    for layer in model.get_decoder().layers:
+        layer.self_attn.sinks = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
+    make_target(model, name="sunk")
+    (message,) = caplog.messages
+    assert "sunk has attention with sinks" in message

@@ -31,7 +31,11 @@ class PluginError(DeepSpecError):
 
 
 class TrainingError(DeepSpecError):
-    """A training run that had to stop (a loss that is not a number, memory that ran out)."""
+    """A training run that had to stop (a loss that is not a number, a signal)."""
+
+
+class ResourceError(DeepSpecError):
+    """Memory that ran out; the message says what to lower."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepspec.errors import ConfigError
+from deepspec.resources import memory
 
 if TYPE_CHECKING:
     from deepspec.engine import SamplingParams, TokenEvent
@@ -80,6 +81,7 @@ def generate(
 
     Raises:
         ConfigError: an empty prompt. CheckpointError, TargetError: a run that cannot be loaded.
+        ResourceError: memory ran out.
     """
     from deepspec.runs import load
 
@@ -96,7 +98,7 @@ def generate(
 def token_events(
     run: Run, prompt: str, *, params: SamplingParams | None = None, plain: bool = False
 ) -> Iterator[TokenEvent]:
-    """The engine's events for one prompt; raises ConfigError when the prompt has no tokens."""
+    """The engine's events for one prompt; raises what :func:`generate` does."""
     from deepspec.engine import Engine, SamplingParams
     from deepspec.plugins import create_plugin_manager, round_observer
     from deepspec.train.assemble import for_decoding
@@ -106,12 +108,20 @@ def token_events(
     tokens = tokenizer(prompt)["input_ids"]
     if not tokens:
         raise ConfigError("the prompt is empty; give some text to continue")
-    params = params or SamplingParams()
-    engine = Engine(
-        run.target,
-        None if plain else for_decoding(run.parts, run.target),
-        max_batch=1,
-        max_positions=min(len(tokens) + params.max_tokens, run.target.info.max_positions),
-        observers=[round_observer(create_plugin_manager())],
+    chosen = params or SamplingParams()
+    with memory(lambda: _needs_memory(len(tokens), chosen.max_tokens)):
+        engine = Engine(
+            run.target,
+            None if plain else for_decoding(run.parts, run.target),
+            max_batch=1,
+            max_positions=min(len(tokens) + chosen.max_tokens, run.target.info.max_positions),
+            observers=[round_observer(create_plugin_manager())],
+        )
+        yield from engine.stream([tokens], chosen)
+
+
+def _needs_memory(prompt_length: int, max_tokens: int) -> str:
+    return (
+        f"memory ran out while generating; lower --max-tokens (now {max_tokens}), shorten the prompt of "
+        f"{prompt_length} tokens, or place the target elsewhere (--target-device)"
     )
-    return engine.stream([tokens], params)

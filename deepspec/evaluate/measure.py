@@ -21,6 +21,7 @@ from deepspec.evaluate.report import EvalReport, TaskResult
 from deepspec.evaluate.speed import Speed, measure_speed
 from deepspec.evaluate.tasks import EvalTask, Prompts, file_prompts, split_task_file, spread
 from deepspec.plugins import create_plugin_manager, resolve_part, round_observer
+from deepspec.resources import memory
 from deepspec.runs import Run, load
 from deepspec.strategy import Parts
 from deepspec.target import Target
@@ -54,32 +55,41 @@ def evaluate(
     Raises:
         ConfigError: an unknown task, or one named twice.
         DataError: prompts that cannot be had, read, or fitted into the target's positions.
+        ResourceError: memory ran out.
     """
     loaded = run if isinstance(run, Run) else load(run)
-    config = config or loaded.config.eval
+    settings = config or loaded.config.eval
     target, parts = loaded.target, for_decoding(loaded.parts, loaded.target)
-    names = [*(tasks if tasks is not None else () if task_files else config.tasks), *task_files]
-    prompts = collect_prompts(names, target, config)
-    by_task = {name: decode_rounds(target, parts, found, config) for name, found in prompts.items()}
+    names = [*(tasks if tasks is not None else () if task_files else settings.tasks), *task_files]
+    prompts = collect_prompts(names, target, settings)
+    everything = [prompt for found in prompts.values() for prompt in found]
+    with memory(lambda: _needs_memory(settings)):
+        by_task = {name: decode_rounds(target, parts, found, settings) for name, found in prompts.items()}
+        speed = measure_speed(
+            target,
+            parts,
+            spread(everything, NUM_SPEED_PROMPTS),
+            sampling_params(settings, max_tokens=min(settings.max_tokens, SPEED_TOKENS)),
+            against_transformers=against_transformers,
+        )
     draft_length = parts.strategy.draft_length
     results = {
-        name: measure_acceptance(rounds, draft_length=draft_length, seed=config.seed)
+        name: measure_acceptance(rounds, draft_length=draft_length, seed=settings.seed)
         for name, rounds in by_task.items()
     }
     total = measure_acceptance(
         [rounds for found in by_task.values() for rounds in found],
         draft_length=draft_length,
-        seed=config.seed,
+        seed=settings.seed,
     )
-    everything = [prompt for found in prompts.values() for prompt in found]
-    speed = measure_speed(
-        target,
-        parts,
-        spread(everything, NUM_SPEED_PROMPTS),
-        sampling_params(config, max_tokens=min(config.max_tokens, SPEED_TOKENS)),
-        against_transformers=against_transformers,
+    return _report(target, parts, settings, total, results, speed)
+
+
+def _needs_memory(config: EvalConfig) -> str:
+    return (
+        f"memory ran out while evaluating; lower eval.batch (--batch, now {config.batch}) or eval.max_tokens "
+        f"(--max-tokens, now {config.max_tokens}), or place the target elsewhere (--target-device)"
     )
-    return _report(target, parts, config, total, results, speed)
 
 
 def collect_prompts(names: Sequence[str], target: Target, config: EvalConfig) -> dict[str, Prompts]:

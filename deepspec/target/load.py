@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from deepspec.errors import ConfigError, TargetError
 from deepspec.paths import DEMO, asset
+from deepspec.resources import memory
 from deepspec.target.model import Target, make_target
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def load_target(config: TargetConfig, *, device: str | None = None) -> Target:
     Raises:
         TargetError: not there, offline, gated, wrong revision, unreadable, or of an unsupported kind.
         ConfigError: a device that this machine does not have.
+        ResourceError: it does not fit into memory.
     """
     place = resolve_device(config.device or device)
     source = str(asset("demo-target")) if config.name == DEMO else config.name
@@ -82,12 +84,19 @@ def _load_model(source: str, dtype: torch.dtype | str, options: dict[str, Any]) 
 def _attempt(config: TargetConfig, load: Callable[[], Loaded]) -> Loaded:
     """Run a loader and turn what can go wrong into one line that says which."""
     try:
-        return load()
-    except torch.OutOfMemoryError:
-        raise
+        with memory(lambda: _needs_memory(config)):
+            return load()
     except _LOAD_ERRORS as error:
         reason = _hub_reason(error, config.revision) or _folder_reason(error, config.name)
         raise TargetError(f"target {config.name!r} {reason or _unreachable(error)}") from error
+
+
+def _needs_memory(config: TargetConfig) -> str:
+    return (
+        f"target {config.name!r} does not fit into memory; hold its weights in less (target.dtype, now "
+        f"{config.dtype}: --set target.dtype=bfloat16), place it elsewhere (--target-device), or take "
+        "a smaller one"
+    )
 
 
 def _hub_reason(error: BaseException, revision: str | None) -> str | None:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deepspec.errors import ConfigError, TargetError
 from deepspec.interfaces import TargetInfo
+from deepspec.resources import memory
 from deepspec.target.packed import ATTENTION_NAME, KVSlots, Span, plan_step, span_rows
 from deepspec.types import Features, TokenBatch
 
@@ -88,6 +89,9 @@ class Target:
 
         Returns:
             Features with ``[T, K*D]`` and ``[T, D]``.
+
+        Raises:
+            ResourceError: not enough memory for the rows, or for the slots, which their first use allocates.
         """
         device = self.device
         plan = plan_step(spans, device, cache)
@@ -95,7 +99,7 @@ class Target:
         if cache is not None:
             cache.index = slots * cache.max_positions + positions
         decoder = self.model.get_decoder()
-        with _Taps(decoder.layers, layers) as taps:
+        with memory(lambda: _needs_memory(len(tokens), cache)), _Taps(decoder.layers, layers) as taps:
             output = decoder(
                 input_ids=tokens[None],
                 position_ids=positions[None],
@@ -128,6 +132,15 @@ class Target:
         logits = nn.functional.linear(hidden, self.info.lm_head)
         cap = self.info.final_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _needs_memory(num_rows: int, cache: KVSlots | None) -> str:
+    if cache is None:
+        return f"memory ran out in a target forward of {num_rows} rows; give it fewer"
+    return (
+        f"memory ran out in a target forward of {num_rows} rows with {cache.num_slots} KV slots of "
+        f"{cache.max_positions} positions; lower max_batch or max_positions"
+    )
 
 
 class _Taps:

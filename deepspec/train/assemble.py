@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from deepspec.errors import ConfigError
+from deepspec.resources import memory
 from deepspec.target import Target
 
 if TYPE_CHECKING:
@@ -31,15 +32,25 @@ def assemble(
     """Build the parts for ``target`` on ``device``.
 
     The target's embedding and LM head are shared when they are on ``device`` already, else copied there once.
-    Raises ConfigError when parts do not fit the target or each other.
+    Raises ConfigError when parts do not fit the target or each other, ResourceError when the memory does not
+    hold them.
     """
-    info = target.info_on(device)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        parts = strategy.build(info, manager=manager)
-    target.check_layers(parts.drafter.target_layers)
-    parts.modules().to(device, dtype)
+    with memory(lambda: _needs_memory(strategy, target, device)):
+        info = target.info_on(device)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            parts = strategy.build(info, manager=manager)
+        target.check_layers(parts.drafter.target_layers)
+        parts.modules().to(device, dtype)
     return parts
+
+
+def _needs_memory(strategy: Strategy, target: Target, device: torch.device) -> str:
+    return (
+        f"memory ran out putting the draft model of {strategy.name!r} on {device} (the target is on "
+        f"{target.device}); make drafter or head smaller, hold the target's weights in less (target.dtype), "
+        "or place the target elsewhere (--target-device)"
+    )
 
 
 def for_decoding(parts: Parts, target: Target, manager: pluggy.PluginManager | None = None) -> Parts:

@@ -1,7 +1,8 @@
 """``train``: a whole training run, from its configuration to a run folder that can be resumed.
 
-Everything is checked before the folder is made. A run that stops (a signal, a loss that is not a number,
-memory that ran out) raises :class:`~deepspec.errors.TrainingError` and says how to go on.
+Everything is checked before the folder is made. A run that stops raises
+:class:`~deepspec.errors.TrainingError` (a signal, a loss that is not a number) or
+:class:`~deepspec.errors.ResourceError` (memory that ran out) and says how to go on.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from deepspec.config import RunConfig
 from deepspec.errors import TrainingError
 from deepspec.plugins import create_plugin_manager
+from deepspec.resources import memory
 from deepspec.runs import Run, newest_checkpoint, target_record
 from deepspec.train.assemble import for_decoding
 from deepspec.train.checkpoint import write_checkpoint
@@ -68,7 +68,7 @@ def train(
 
     Raises:
         ConfigError, DataError, TargetError, CheckpointError: bad input, before anything is written.
-        TrainingError: the run had to stop.
+        TrainingError, ResourceError: the run had to stop.
     """
     manager = create_plugin_manager()
     settings = run_config(strategy, config, target=target, data=data, out=out, manager=manager)
@@ -158,12 +158,8 @@ class _Session:
         started = time.perf_counter()
         is_logged = (number + 1) % self.config.log_every == 0 or number + 1 == self.config.num_steps
         is_measured = is_logged or number == self.first_step
-        try:
+        with memory(lambda: self._step_needs_memory(number + 1)):
             result = self.trainer.step(number, measure=is_measured or self.trainer.objective.reads_target)
-        except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise self._out_of_memory(number + 1) from error
         self._check_finite(number + 1, result)
         self._clock.add(time.perf_counter() - started, result.num_tokens)
         self._train_seconds += time.perf_counter() - started
@@ -208,7 +204,8 @@ class _Session:
     def _validate(self, step: int) -> None:
         if self.validation is None:
             return
-        found = self.validation.measure(self.trainer)
+        with memory(lambda: self._validation_needs_memory(step)):
+            found = self.validation.measure(self.trainer)
         self._log("validation", {"step": step, **asdict(found)})
         decoded = "-" if found.accepted_length is None else f"{found.accepted_length:.3f}"
         logger.info(
@@ -230,13 +227,20 @@ class _Session:
                     f"--set train.learning_rate (now {self.config.learning_rate:g}) in a new run"
                 )
 
-    def _out_of_memory(self, step: int) -> TrainingError:
+    def _step_needs_memory(self, step: int) -> str:
         config = self.config
-        return TrainingError(
+        return (
             f"memory ran out in step {step}; {self._last_good()}; lower "
             f"--set train.anchors_per_sequence (now {config.anchors_per_sequence}) or "
             f"--set train.sequences_per_step (now {config.sequences_per_step}), or raise "
             f"--set train.accumulation (now {config.accumulation}), which changes no result"
+        )
+
+    def _validation_needs_memory(self, step: int) -> str:
+        return (
+            f"memory ran out while validating after step {step}; {self._last_good()}; lower "
+            f"--set train.sequences_per_step (now {self.config.sequences_per_step}) or "
+            "--set data.sequence_length, or hold the target's weights in less (--set target.dtype=bfloat16)"
         )
 
     def _last_good(self) -> str:
@@ -261,9 +265,3 @@ class _Clock:
     def tokens_per_s(self) -> float:
         seconds = sum(seconds for seconds, _ in self._steps)
         return sum(tokens for _, tokens in self._steps) / seconds if seconds else 0.0
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(part in str(error) for part in ("not enough memory", "can't allocate memory", "out of memory"))

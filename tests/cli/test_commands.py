@@ -13,7 +13,15 @@ import pytest
 
 from deepspec import cli
 from deepspec.cli import failures
-from deepspec.errors import CheckpointError, ConfigError, DataError, PluginError, TargetError, TrainingError
+from deepspec.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    PluginError,
+    ResourceError,
+    TargetError,
+    TrainingError,
+)
 
 COMMANDS = [
     "train",
@@ -89,6 +97,7 @@ def test_what_needs_no_model_answers_quickly_and_without_torch(arguments: list[s
         (CheckpointError("x"), 2),
         (PluginError("x"), 2),
         (TrainingError("x"), 1),
+        (ResourceError("x"), 1),
         (KeyboardInterrupt(), 130),
     ],
 )

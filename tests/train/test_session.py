@@ -22,6 +22,7 @@ from deepspec.errors import (
     DataError,
     DeepSpecError,
     PluginError,
+    ResourceError,
     TrainingError,
 )
 from deepspec.hookspecs import hookimpl
@@ -223,19 +224,19 @@ def test_a_loss_that_is_not_a_number_stops_and_names_the_step(target, text, tmp_
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-000003"]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-    ],
-)
-def test_memory_that_runs_out_names_the_knobs(target, text, tmp_path, monkeypatch, error):
-    def exhausted(*arguments: object, **options: object) -> None:
-        raise error
+def exhausted(*arguments: object, **options: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
+
+def test_memory_that_runs_out_in_validation_names_the_last_checkpoint(target, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "expected_accepted_length", exhausted)
+    with pytest.raises(ResourceError, match=r"validating after step 4.*step-000003.*sequences_per_step"):
+        run(target, text, tmp_path / "run", train={"validate_every": 4})
+
+
+def test_memory_that_runs_out_names_the_knobs(target, text, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "step", exhausted)
-    with pytest.raises(TrainingError) as raised:
+    with pytest.raises(ResourceError) as raised:
         run(target, text, tmp_path / "run")
     for knob in (
         "anchors_per_sequence (now 5)",

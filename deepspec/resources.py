@@ -1,0 +1,31 @@
+"""Memory that runs out ends a run in one line, which says what to lower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from deepspec.errors import ResourceError
+
+#: How CUDA, MPS, torch's CPU allocator, the operating system and CUDA's libraries put it.
+_NO_MEMORY = ("out of memory", "not enough memory", "allocate memory", "ALLOC_FAILED")
+
+
+@contextmanager
+def memory(message: Callable[[], str]) -> Iterator[None]:
+    """Raise ResourceError with ``message()`` when memory runs out inside.
+
+    Of nested ones the outermost speaks: it knows best what the user can set.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise ResourceError(message()) from error
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    if isinstance(error, ResourceError):
+        return _is_out_of_memory(error.__cause__)
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)

@@ -35,7 +35,7 @@ class TrainingError(DeepSpecError):
 
 
 class ResourceError(DeepSpecError):
-    """Memory that ran out; the message says what to lower."""
+    """Memory or disk that ran out; the message says what to lower or what to do."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

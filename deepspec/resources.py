@@ -1,9 +1,12 @@
-"""Memory that runs out ends a run in one line, which says what to lower."""
+"""Memory and disks that run out end a run in one line, which says what to lower or what to do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
 
 from deepspec.errors import ResourceError
 
@@ -23,6 +26,15 @@ def memory(message: Callable[[], str]) -> Iterator[None]:
         if not _is_out_of_memory(error):
             raise
         raise ResourceError(message()) from error
+
+
+@contextmanager
+def writing(path: Path, advice: Callable[[], str]) -> Iterator[None]:
+    """Raise ResourceError that ends in ``advice()`` when ``path`` cannot be written inside."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ResourceError(f"{path} cannot be written: {error}; {advice()}") from error
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:

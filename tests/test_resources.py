@@ -12,7 +12,7 @@ import deepspec
 from deepspec.config import EvalConfig, RunConfig, TargetConfig
 from deepspec.engine import Engine, SamplingParams
 from deepspec.errors import ResourceError
-from deepspec.resources import memory
+from deepspec.resources import memory, writing
 from deepspec.runs import Run
 from deepspec.target import KVSlots, Target, load, load_target
 from deepspec.train.assemble import assemble
@@ -58,6 +58,19 @@ def test_each_way_of_running_out_of_memory_is_known(error: Exception) -> None:
 def test_another_error_passes_untouched() -> None:
     with pytest.raises(RuntimeError, match="shapes"), memory(lambda: "lower it"):
         raise RuntimeError("shapes do not match")
+
+
+def test_a_file_that_cannot_be_written_is_named_even_where_memory_is_watched(tmp_path: Path) -> None:
+    path = tmp_path / "full"
+    path.symlink_to("/dev/full")
+    with (
+        pytest.raises(
+            ResourceError, match=f"{path} cannot be written: .*No space left on device.*; make room"
+        ),
+        memory(lambda: "lower it"),
+        writing(path, lambda: "make room"),
+    ):
+        path.write_text("x")
 
 
 def test_the_outermost_speaks() -> None:

@@ -146,10 +146,13 @@ def _check_tasks(settings: RunConfig) -> None:
 
 def _evaluate(run: Run, settings: RunConfig, *, quiet: bool) -> EvalReport:
     import deepspec
+    from deepspec.resources import writing
     from deepspec.runs import write_json
 
     if not quiet:
         stderr().print(f"measuring on {', '.join(settings.eval.tasks)}", markup=False)
     report = deepspec.evaluate(run, config=settings.eval, against_transformers=True)
-    write_json(run.path / "eval.json", report.to_json())
+    path = run.path / "eval.json"
+    with writing(path, lambda: f"the run is whole; measure it again with: deepspec eval {run.path}"):
+        write_json(path, report.to_json())
     return report

@@ -41,16 +41,11 @@ def write_checkpoint(
         state: joins ``state.json``, beside format, step, strategy and versions.
 
     Raises:
-        CheckpointError: when it cannot be written (a full disk, a read-only folder).
+        OSError, SafetensorError: it cannot be written; those before it are untouched.
     """
     final = checkpoint_path(folder, step)
     if final not in checkpoints(folder):
-        try:
-            _write(final, parts=parts, optimizer=optimizer, state={**_header(step, parts), **state})
-        except (OSError, safetensors.SafetensorError) as error:
-            raise CheckpointError(
-                f"checkpoint {final} could not be written: {error}; the ones before it are untouched"
-            ) from error
+        _write(final, parts=parts, optimizer=optimizer, state={**_header(step, parts), **state})
     for old in checkpoints(folder)[:-keep]:
         doomed = old.with_name(f"{_PARTIAL}{old.name}")
         old.rename(doomed)  # so that a half-removed one is never taken for a checkpoint

@@ -25,7 +25,8 @@ from deepspec.data import (
     tokenize_once,
 )
 from deepspec.errors import CheckpointError, ConfigError
-from deepspec.paths import DEMO, asset, runs_root
+from deepspec.paths import DEMO, asset, runs_root, written_whole
+from deepspec.resources import writing
 from deepspec.runs import check_target, newest_checkpoint, read_config, read_state, write_json
 from deepspec.strategy import Strategy
 from deepspec.target import Target, load_target
@@ -219,7 +220,8 @@ def _cut_log(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             logger.warning("%s: a damaged line is dropped", path)
-    path.write_text("".join(kept), encoding="utf-8")
+    with writing(path, lambda: "make room and try again"), written_whole(path) as partial:
+        partial.write_text("".join(kept), encoding="utf-8")
 
 
 def _new_folder(strategy: str) -> Path:

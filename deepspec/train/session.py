@@ -2,7 +2,7 @@
 
 Everything is checked before the folder is made. A run that stops raises
 :class:`~deepspec.errors.TrainingError` (a signal, a loss that is not a number) or
-:class:`~deepspec.errors.ResourceError` (memory that ran out) and says how to go on.
+:class:`~deepspec.errors.ResourceError` (memory or disk that ran out) and says how to go on.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from deepspec.config import RunConfig
 from deepspec.errors import TrainingError
 from deepspec.plugins import create_plugin_manager
-from deepspec.resources import memory
-from deepspec.runs import Run, newest_checkpoint, target_record
+from deepspec.resources import memory, writing
+from deepspec.runs import Run, checkpoint_path, newest_checkpoint, target_record
 from deepspec.train.assemble import for_decoding
 from deepspec.train.checkpoint import write_checkpoint
 from deepspec.train.prepare import Prepared, open_folder, prepare, run_config
@@ -187,19 +187,20 @@ class _Session:
         )
 
     def _save(self, step: int) -> Path:
-        target = self.trainer.target
-        return write_checkpoint(
-            self.folder,
-            step,
-            parts=self.trainer.parts,
-            optimizer=self.trainer.optimizer.state_tensors(),
-            state={
-                "target": target_record(target),
-                "train_seconds": self._train_seconds,
-                "train_tokens": self._train_tokens,
-            },
-            keep=self.config.keep_checkpoints,
-        )
+        state = {
+            "target": target_record(self.trainer.target),
+            "train_seconds": self._train_seconds,
+            "train_tokens": self._train_tokens,
+        }
+        with writing(checkpoint_path(self.folder, step), self._disk_advice):
+            return write_checkpoint(
+                self.folder,
+                step,
+                parts=self.trainer.parts,
+                optimizer=self.trainer.optimizer.state_tensors(),
+                state=state,
+                keep=self.config.keep_checkpoints,
+            )
 
     def _validate(self, step: int) -> None:
         if self.validation is None:
@@ -216,7 +217,8 @@ class _Session:
         )
 
     def _log(self, kind: str, values: dict[str, Any]) -> None:
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+        path = self.folder / "log.jsonl"
+        with writing(path, self._disk_advice), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, **values}) + "\n")
 
     def _check_finite(self, step: int, result: StepResult) -> None:
@@ -226,6 +228,12 @@ class _Session:
                     f"the {what} of step {step} is {value}, so the run stopped; {self._last_good()}; lower "
                     f"--set train.learning_rate (now {self.config.learning_rate:g}) in a new run"
                 )
+
+    def _disk_advice(self) -> str:
+        return f"{self._last_good()}; once there is room, go on with: {self._resume_command()}"
+
+    def _resume_command(self) -> str:
+        return f"deepspec train --resume --out {self.folder}"
 
     def _step_needs_memory(self, step: int) -> str:
         config = self.config

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from deepspec import runs
 from tests.command_line import Ran, run
 from tests.tiny_runs import EVAL_KEYS, config, save_prompts, save_target, save_text
 
@@ -78,6 +79,20 @@ def test_an_unknown_task_is_refused_before_training(place: Path) -> None:
     assert refused.code == 2
     assert "did you mean 'stdlib'" in refused.err
     assert not (place / "new").exists()
+
+
+def test_a_disk_that_is_full_after_training_is_one_line_and_a_failed_run(
+    trained: Ran, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs, "write_json", fail)
+    full = run("train", "--resume", "--out", place / "run", "-q")
+    assert (full.code, full.out) == (1, "")
+    (line,) = full.err.splitlines()
+    assert line.startswith(f"error: {place / 'run' / 'eval.json'} cannot be written")
+    assert line.endswith(f"deepspec eval {place / 'run'}")
 
 
 def test_eval_json_has_the_keys_that_others_read(trained: Ran, place: Path) -> None:

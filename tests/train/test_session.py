@@ -13,6 +13,7 @@ import pluggy
 import pytest
 import torch
 from deepspec_strategies.dflash.drafter import DFlashDrafter
+from safetensors import SafetensorError
 
 from deepspec.config import TargetConfig
 from deepspec.engine import Engine, SamplingParams
@@ -30,6 +31,7 @@ from deepspec.plugins import create_plugin_manager, register
 from deepspec.runs import checkpoint_path, checkpoints, load
 from deepspec.target import Target, load_target
 from deepspec.train import GradedRows, ObjectiveTerm, TrainingInterruptedError, train
+from deepspec.train import checkpoint as checkpoint_module
 from deepspec.train import session as session_module
 from deepspec.train.terms import CrossEntropy
 from deepspec.train.trainer import Trainer, make_objective
@@ -222,6 +224,33 @@ def test_a_loss_that_is_not_a_number_stops_and_names_the_step(target, text, tmp_
         run(target, text, tmp_path / "run")
     assert calls == [0, 1, 2, 3, 4]
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-000003"]
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "log"])
+def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(target, text, tmp_path, monkeypatch, what):
+    out = tmp_path / "run"
+    run(target, text, tmp_path / "whole")
+
+    def fill(record) -> None:
+        if record.step == 5 and what == "log":
+            (out / "log.jsonl").rename(tmp_path / "log.jsonl")
+            (out / "log.jsonl").symlink_to("/dev/full")
+        elif record.step == 5:
+            monkeypatch.setattr(checkpoint_module, "save_file", lambda *_, **__: fail_to_write())
+
+    def fail_to_write() -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(ResourceError) as raised:
+        run(target, text, out, observers=[fill])
+    for words in ("cannot be written", "No space left", "step-000003", f"--resume --out {out}"):
+        assert words in str(raised.value)
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000003"]
+    monkeypatch.undo()
+    if what == "log":
+        (tmp_path / "log.jsonl").replace(out / "log.jsonl")
+    run(target, text, out, resume=True)
+    assert files(checkpoint_path(out, 6)) == files(checkpoint_path(tmp_path / "whole", 6))
 
 
 def exhausted(*arguments: object, **options: object) -> None:

@@ -144,15 +144,22 @@ class _Session:
         for number in range(self.first_step, steps):
             done = number + 1
             self._step(number)
-            if done % self.config.checkpoint_every == 0 or done == steps or stop.signal_name:
-                path = self._save(done)
-                if stop.signal_name and done < steps:
-                    raise TrainingInterruptedError(
-                        f"stopped by {stop.signal_name} after step {done} of {steps}, saved in {path}; "
-                        f"go on with: deepspec train --resume --out {self.folder}"
-                    )
-            if done % self.config.validate_every == 0 or done == steps:
+            if done % self.config.checkpoint_every == 0 or done == steps:
+                self._save(done)
+            if (done % self.config.validate_every == 0 or done == steps) and not stop.signal_name:
                 self._validate(done)
+            if stop.signal_name:
+                raise self._interrupted(stop.signal_name, done)
+
+    def _interrupted(self, signal_name: str, step: int) -> TrainingInterruptedError:
+        """Save where the run stands, and say how to go on from there."""
+        saved, steps = self._save(step), self.config.num_steps
+        how = f"go on with: {self._resume_command()}"
+        if step == steps:
+            how = f"training is complete, measure it with: deepspec eval {self.folder}"
+        return TrainingInterruptedError(
+            f"stopped by {signal_name} after step {step} of {steps}, saved in {saved}; {how}"
+        )
 
     def _step(self, number: int) -> None:
         started = time.perf_counter()

@@ -35,6 +35,7 @@ from deepspec.train import checkpoint as checkpoint_module
 from deepspec.train import session as session_module
 from deepspec.train.terms import CrossEntropy
 from deepspec.train.trainer import Trainer, make_objective
+from deepspec.train.validation import Validation, ValidationResult
 from deepspec.types import Features, TokenBatch
 from tests.tiny_runs import config, save_target, strategy
 
@@ -80,6 +81,29 @@ def test_a_signal_saves_a_checkpoint_that_resumes_to_the_same_weights(target, te
     assert [path.name for path in checkpoints(tmp_path / "cut")] == ["step-000002"]
     run(target, text, tmp_path / "cut", resume=True)
     assert files(checkpoint_path(tmp_path / "cut", 6)) == files(checkpoint_path(tmp_path / "whole", 6))
+
+
+@pytest.mark.parametrize(("step", "way_on"), [(4, "--resume --out"), (6, "is complete.* deepspec eval")])
+def test_a_signal_during_a_validation_ends_the_run_there(target, text, tmp_path, monkeypatch, step, way_on):
+    def interrupted(validation: Validation, trainer: Trainer) -> ValidationResult:
+        os.kill(os.getpid(), signal.SIGINT)
+        return ValidationResult(1.0, None)
+
+    monkeypatch.setattr(Validation, "measure", interrupted)
+    out = tmp_path / "cut"
+    with pytest.raises(TrainingInterruptedError, match=f"SIGINT after step {step} of 6.*{way_on}"):
+        run(target, text, out, train={"validate_every": step})
+    assert checkpoints(out)[-1] == checkpoint_path(out, step)
+
+
+def test_a_signal_in_the_last_step_still_ends_as_an_interruption(target, text, tmp_path):
+    def interrupt(record) -> None:
+        if record.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(TrainingInterruptedError, match="SIGTERM after step 6 of 6.*training is complete"):
+        run(target, text, tmp_path / "cut", observers=[interrupt])
+    assert load(tmp_path / "cut", device="cpu").step == 6
 
 
 def test_a_run_without_a_checkpoint_resumes_from_the_start(target, text, tmp_path):

@@ -74,7 +74,7 @@ def generate(
 
     Args:
         run: a loaded run, a run folder, or ``demo``.
-        prompt: text, taken as it is (no chat template).
+        prompt: text, taken as it is (no chat template), in tokens as evaluation's raw prompts are.
         params: sampling; temperature 1 and 128 tokens when None.
         plain: decode with the target alone.
         device: where to load ``run`` when it is a folder.
@@ -99,13 +99,14 @@ def token_events(
     run: Run, prompt: str, *, params: SamplingParams | None = None, plain: bool = False
 ) -> Iterator[TokenEvent]:
     """The engine's events for one prompt; raises what :func:`generate` does."""
+    from deepspec.data import encode_prompt
     from deepspec.engine import Engine, SamplingParams
     from deepspec.plugins import create_plugin_manager, round_observer
     from deepspec.train.assemble import for_decoding
 
     tokenizer = run.target.tokenizer
     assert tokenizer is not None, "a run's target always has its tokenizer"
-    tokens = tokenizer(prompt)["input_ids"]
+    tokens = encode_prompt(tokenizer, prompt)
     if not tokens:
         raise ConfigError("the prompt is empty; give some text to continue")
     chosen = params or SamplingParams()

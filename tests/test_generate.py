@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from tokenizers import processors
 
 from deepspec.cli import generate as command
-from deepspec.engine import TokenEvent
-from deepspec.generate import TextStream
+from deepspec.engine import SamplingParams, TokenEvent
+from deepspec.generate import TextStream, generate
 from deepspec.types import RequestRound
+from tests import tiny_tokenizer
+from tests.tiny_runs import untrained_run
 
 
 class Bytes:
@@ -54,6 +58,19 @@ def test_any_bytes_stream_to_what_decoding_them_at_once_gives(data: bytes) -> No
 
 def test_spaces_between_tokens_are_kept() -> None:
     assert streamed(Words(), [0, 1, 2]) == ["the", " cat", " sat", ""]
+
+
+def test_a_prompt_is_encoded_as_evaluation_encodes_it_without_an_end_token() -> None:
+    run = untrained_run()
+    closing = tiny_tokenizer.tokenizer()
+    closing.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {tiny_tokenizer.END}", special_tokens=[(tiny_tokenizer.END, closing.eos_token_id)]
+    )
+    assert closing("the cat")["input_ids"][-1] == closing.eos_token_id
+    other = replace(run, target=replace(run.target, tokenizer=closing))
+    greedy = SamplingParams(max_tokens=8, temperature=0.0)
+    texts = ["".join(generate(each, "the cat", params=greedy)) for each in (run, other)]
+    assert texts[0] == texts[1] != ""
 
 
 def events() -> Iterator[TokenEvent]:

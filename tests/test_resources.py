@@ -9,14 +9,14 @@ import pytest
 import torch
 
 import deepspec
-from deepspec.config import EvalConfig, RunConfig, TargetConfig
+from deepspec.config import EvalConfig, TargetConfig
 from deepspec.engine import Engine, SamplingParams
 from deepspec.errors import ResourceError
 from deepspec.resources import memory, writing
 from deepspec.runs import Run
 from deepspec.target import KVSlots, Target, load, load_target
 from deepspec.train.assemble import assemble
-from tests.tiny_runs import save_target, strategy
+from tests.tiny_runs import strategy, untrained_run
 
 EXHAUSTED = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
@@ -29,13 +29,8 @@ EXHAUSTED = [
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = save_target(tmp_path_factory.mktemp("target"))
-    target = load_target(TargetConfig(name=str(folder)), device="cpu")
-    parts = assemble(strategy(), target, device=target.device, dtype=target.dtype, seed=0)
-    return Run(
-        path=Path("nowhere"), config=RunConfig(strategy=strategy()), target=target, parts=parts, step=0
-    )
+def run() -> Run:
+    return untrained_run()
 
 
 @pytest.fixture
@@ -78,10 +73,10 @@ def test_the_outermost_speaks() -> None:
         raise MemoryError
 
 
-def test_loading_a_target_names_its_float_type(run: Run, exhausted: Callable[[type, str], None]) -> None:
+def test_loading_a_target_names_its_float_type(exhausted: Callable[[type, str], None]) -> None:
     exhausted(load.AutoModelForCausalLM, "from_pretrained")
     with pytest.raises(ResourceError, match=r"does not fit into memory.*target\.dtype, now float16"):
-        load_target(TargetConfig(name=run.target.name, dtype="float16"), device="cpu")
+        load_target(TargetConfig(dtype="float16"), device="cpu")
 
 
 def test_putting_a_draft_model_on_a_device_says_what_to_do(

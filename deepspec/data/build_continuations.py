@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepspec.config import TargetConfig
+from deepspec.data.chat import encode_prompt
 from deepspec.data.local_text import HELD_OUT_PACKAGES, package_files
 from deepspec.engine import Completion, Engine, SamplingParams
 from deepspec.target import load_target
@@ -38,7 +39,7 @@ def cut_prompts(tokenizer: PreTrainedTokenizerBase, count: int, seed: int = 0) -
         if len(text) < _FEWEST_CHARACTERS:
             continue
         start = text.find("\n", generator.randrange(0, len(text) - 500)) + 1
-        tokens = tokenizer(text[start : start + _PROMPT_CHARACTERS])["input_ids"]
+        tokens = list(encode_prompt(tokenizer, text[start : start + _PROMPT_CHARACTERS]))
         tokens = tokens[: generator.choice(_PROMPT_TOKENS)]
         if len(tokens) >= min(_PROMPT_TOKENS):
             prompts.append(tokens)

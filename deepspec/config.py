@@ -63,8 +63,8 @@ class TrainConfig(_Config):
     optimizer: Literal["muon", "adamw"] = Field(
         default="muon", description="muon: AdamW for what is no matrix"
     )
-    learning_rate: float = Field(
-        default=4e-3, gt=0, description="peak; Muon's update is scaled to match AdamW's"
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="peak; null is 0.22 / sqrt(H) for muon, 0.77 / H for adamw"
     )
     warmup_fraction: float = Field(default=0.04, ge=0, lt=1, description="share of the steps that warm up")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled")
@@ -77,8 +77,9 @@ class TrainConfig(_Config):
     checkpoint_every: int = Field(default=150, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints to keep")
     log_every: int = Field(default=10, ge=1, description="steps between records")
-    init_from_target: bool = Field(
-        default=False, description="start draft layers from the target's last layers"
+    init_from_target: bool | None = Field(
+        default=None,
+        description="start draft layers from the target's last layers; null does so where shapes agree",
     )
 
 

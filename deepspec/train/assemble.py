@@ -6,9 +6,8 @@ import re
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from deepspec.errors import ConfigError
 from deepspec.resources import memory
 from deepspec.target import Target
 
@@ -65,25 +64,41 @@ def for_decoding(parts: Parts, target: Target, manager: pluggy.PluginManager | N
     return copy
 
 
+@torch.no_grad()
 def copy_target_layers(drafter: nn.Module, target: Target) -> int:
-    """Start draft layers from the target's last ones: each tensor ``layers.i.NAME`` of equal name and shape.
+    """Start the draft layers, ``layers.i.NAME``, and a final ``norm`` from the target's last ones.
 
     Returns:
-        How many tensors were copied; raises ConfigError when none fits.
+        How many tensors were copied. All or none: 0 when a draft layer's tensor has another name or shape.
     """
-    matches = ((tensor, _LAYER.fullmatch(key)) for key, tensor in drafter.state_dict().items())
-    own = [(tensor, int(match.group(1)), match.group(2)) for tensor, match in matches if match]
-    first = target.info.num_layers - 1 - max((number for _, number, _ in own), default=0)
-    theirs = target.model.get_decoder().layers.state_dict()
-    copied = 0
-    for tensor, number, name in own:
-        source = theirs.get(f"{first + number}.{name}")
-        if source is not None and source.shape == tensor.shape:
-            tensor.copy_(source)
-            copied += 1
-    if not copied:
-        raise ConfigError(
-            "train.init_from_target: no layer of this drafter has the names and shapes of the target's; "
-            "set it to false"
-        )
-    return copied
+    decoder = target.model.get_decoder()
+    own = drafter.state_dict()
+    matches = {name: match for name in own if (match := _LAYER.fullmatch(name))}
+    depth = 1 + max((int(match.group(1)) for match in matches.values()), default=0)
+    offset = target.info.num_layers - depth
+    pairs = [
+        (own[name], _start_value(decoder.layers[offset + int(match.group(1))], match.group(2)))
+        for name, match in matches.items()
+        if offset >= 0
+    ]
+    if any(source is None or source.shape != tensor.shape for tensor, source in pairs):
+        return 0
+    final = _start_value(decoder, "norm.weight")
+    if pairs and final is not None and "norm.weight" in own and own["norm.weight"].shape == final.shape:
+        pairs.append((own["norm.weight"], final))
+    for tensor, source in pairs:
+        tensor.copy_(source)
+    return len(pairs)
+
+
+def _start_value(module: nn.Module, name: str) -> Tensor | None:
+    """A parameter by its dotted name; of a norm what it multiplies by, which some models store less one."""
+    owner, _, leaf = name.rpartition(".")
+    try:
+        part = module.get_submodule(owner)
+    except AttributeError:
+        return None
+    value = getattr(part, leaf, None)
+    if isinstance(value, Tensor) and value.ndim == 1 and leaf == "weight":
+        value = part(torch.ones_like(value))
+    return value if isinstance(value, Tensor) else None

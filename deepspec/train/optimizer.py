@@ -30,25 +30,43 @@ def schedule(step: int, *, num_steps: int, warmup_fraction: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def peak_learning_rate(config: TrainConfig, hidden_size: int) -> float:
+    """The rate that was set, or the default for a drafter of that hidden size H.
+
+    Muon: an update's spectral norm is the rate times sqrt(H), held constant. AdamW: the rate times H is.
+    The constants were measured on the demo target (H = 192).
+    """
+    if config.learning_rate is not None:
+        return config.learning_rate
+    return 0.22 / math.sqrt(hidden_size) if config.optimizer == "muon" else 0.77 / hidden_size
+
+
 class DraftOptimizer:
     """The optimisers of one draft model, driven together; frozen parameters are left alone.
 
     Args:
         parameters: by name.
+        hidden_size: H of the drafter.
         vocab_sizes: row counts that mark a matrix as a vocabulary's (V and Vd).
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], config: TrainConfig, *, vocab_sizes: Collection[int]
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        config: TrainConfig,
+        *,
+        hidden_size: int,
+        vocab_sizes: Collection[int],
     ) -> None:
         self.config = config
+        self.peak = peak_learning_rate(config, hidden_size)
         self._names = {name: p for name, p in parameters.items() if p.requires_grad}
         hidden = [
             p for p in self._names.values() if config.optimizer == "muon" and is_hidden_matrix(p, vocab_sizes)
         ]
         chosen = {id(p) for p in hidden}
         rest = [p for p in self._names.values() if id(p) not in chosen]
-        options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+        options: dict[str, Any] = {"lr": self.peak, "weight_decay": config.weight_decay}
         self._optimizers: list[torch.optim.Optimizer] = []
         if hidden:
             self._optimizers.append(torch.optim.Muon(hidden, adjust_lr_fn="match_rms_adamw", **options))
@@ -66,7 +84,7 @@ class DraftOptimizer:
         config = self.config
         norm = nn.utils.clip_grad_norm_(self._names.values(), config.clip_norm)
         factor = schedule(step, num_steps=config.num_steps, warmup_fraction=config.warmup_fraction)
-        rate = config.learning_rate * factor
+        rate = self.peak * factor
         if bool(torch.isfinite(norm)):
             for optimizer in self._optimizers:
                 for group in optimizer.param_groups:

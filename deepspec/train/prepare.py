@@ -136,9 +136,8 @@ def prepare(config: RunConfig, folder: Path, *, resume: bool, manager: pluggy.Pl
     rows = {"sequences": config.train.sequences_per_step, "sequence_length": config.data.sequence_length}
     sampler = BatchSampler(corpus, **rows, seed=config.seed)
     validation = Validation.of(held_out, **rows, max_positions=target.info.max_positions)
-    if config.train.init_from_target:
-        copied = copy_target_layers(parts.drafter, target)
-        logger.info("%d tensors of the draft layers start from the target's", copied)
+    if config.train.init_from_target is not False:
+        _start_from_target(parts, target, is_required=config.train.init_from_target is True)
     trainer = Trainer(parts, target, objective=objective, sampler=sampler, config=config, device=device)
     state = _resumed(folder, trainer) if resume else _started(folder, config)
     return Prepared(
@@ -149,6 +148,16 @@ def prepare(config: RunConfig, folder: Path, *, resume: bool, manager: pluggy.Pl
         train_seconds=state["train_seconds"],
         train_tokens=state["train_tokens"],
     )
+
+
+def _start_from_target(parts: Parts, target: Target, *, is_required: bool) -> None:
+    copied = copy_target_layers(parts.drafter, target)
+    if is_required and not copied:
+        raise ConfigError(
+            "train.init_from_target: this drafter's layers have other names or shapes than the target's; "
+            "set it to false"
+        )
+    logger.info("%d tensors of the drafter start from the target's", copied)
 
 
 def _check_fit(config: RunConfig, target: Target, parts: Parts) -> None:

@@ -233,7 +233,7 @@ class _Session:
             if not -float("inf") < value < float("inf"):
                 raise TrainingError(
                     f"the {what} of step {step} is {value}, so the run stopped; {self._last_good()}; lower "
-                    f"--set train.learning_rate (now {self.config.learning_rate:g}) in a new run"
+                    f"--set train.learning_rate (now {self.trainer.optimizer.peak:g}) in a new run"
                 )
 
     def _disk_advice(self) -> str:

@@ -108,7 +108,9 @@ class Trainer:
         self.modules = parts.modules()
         vocab_sizes = {target.info.vocab_size, len(parts.drafter.readout().weight)}
         parameters = dict(self.modules.named_parameters())
-        self.optimizer = DraftOptimizer(parameters, config.train, vocab_sizes=vocab_sizes)
+        self.optimizer = DraftOptimizer(
+            parameters, config.train, hidden_size=parts.drafter.hidden_size, vocab_sizes=vocab_sizes
+        )
         precision = config.train.precision
         self._is_bfloat16 = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from deepspec.config import TrainConfig
 from deepspec.errors import CheckpointError
-from deepspec.train.optimizer import DraftOptimizer, is_hidden_matrix, schedule
+from deepspec.train.optimizer import DraftOptimizer, is_hidden_matrix, peak_learning_rate, schedule
 
 
 def make_parameters(seed: int = 0) -> dict[str, nn.Parameter]:
@@ -38,7 +38,9 @@ def set_gradients(parameters: dict[str, nn.Parameter], seed: int) -> None:
 
 
 def make_optimizer(parameters: dict[str, nn.Parameter], **changes: object) -> DraftOptimizer:
-    return DraftOptimizer(parameters, TrainConfig(num_steps=10, **changes), vocab_sizes={50, 30})
+    return DraftOptimizer(
+        parameters, TrainConfig(num_steps=10, **changes), hidden_size=4, vocab_sizes={50, 30}
+    )
 
 
 def test_muon_takes_hidden_matrices_and_nothing_with_a_row_per_token():
@@ -119,3 +121,12 @@ def test_the_rate_warms_up_then_falls_like_a_cosine():
     assert factors[9] == factors[10] == 1.0
     assert factors[55] == pytest.approx(0.5)
     assert all(a > b > 0 for a, b in pairwise(factors[10:]))
+
+
+def test_the_default_peak_falls_with_width_as_each_optimiser_needs_and_a_given_one_stays():
+    def peak(hidden_size: int, **changes: object) -> float:
+        return peak_learning_rate(TrainConfig(**changes), hidden_size)
+
+    assert peak(1024) == pytest.approx(peak(256) / 2)
+    assert peak(1024, optimizer="adamw") == pytest.approx(peak(256, optimizer="adamw") / 4)
+    assert peak(1024, learning_rate=0.5) == peak(256, learning_rate=0.5) == 0.5

@@ -219,17 +219,12 @@ def test_a_bfloat16_target_trains_validates_and_gives_parts_in_its_own_type(targ
         assert tensor.equal(saved.parts.modules().state_dict()[name]), name
 
 
-def test_draft_layers_can_start_from_the_targets_last_layers(target, text, tmp_path):
-    from deepspec.config import TargetConfig
-    from deepspec.target import load_target
-    from deepspec.train.assemble import assemble, copy_target_layers
-
-    loaded = load_target(TargetConfig(name=str(target)), device="cpu")
-    parts = assemble(strategy(), loaded, device=torch.device("cpu"), dtype=torch.float32, seed=0)
-    assert copy_target_layers(parts.drafter, loaded) > 5
-    last = loaded.model.get_decoder().layers[-1]
-    assert parts.drafter.state_dict()["layers.0.mlp.up_proj.weight"].equal(last.mlp.up_proj.weight)
-    run(target, text, tmp_path / "run", train={"init_from_target": True})
+def test_a_start_from_the_target_that_cannot_be_is_refused_only_when_asked_for(target, text, tmp_path):
+    wide = strategy(drafter={"intermediate_size": 24})
+    run(target, text, tmp_path / "null", chosen=wide)
+    with pytest.raises(ConfigError, match="init_from_target"):
+        run(target, text, tmp_path / "true", chosen=wide, train={"init_from_target": True})
+    assert not (tmp_path / "true").exists()
 
 
 def test_a_loss_that_is_not_a_number_stops_and_names_the_step(target, text, tmp_path, monkeypatch):

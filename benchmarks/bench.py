@@ -22,8 +22,9 @@ from deepspec.cli.report import interval
 from deepspec.config import EvalConfig, TargetConfig
 from deepspec.data.local_text import stdlib_files
 from deepspec.evaluate import measure_acceptance
-from deepspec.evaluate.measure import collect_prompts, decode_rounds
+from deepspec.evaluate.measure import decode_rounds
 from deepspec.evaluate.speed import WARM_UP_TOKENS, measure_speed
+from deepspec.evaluate.tasks import collect_prompts
 from deepspec.runs import Run
 from deepspec.target.demo import held_out_perplexity
 

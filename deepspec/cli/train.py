@@ -79,9 +79,7 @@ def train(
         "seed": seed,
     }
     settings = _settings(strategy, config, flags, set_ or [], resume=resume)
-    if not no_eval:
-        _check_tasks(settings)
-    run = _train(settings, resume=resume, quiet=quiet)
+    run = _train(settings, resume=resume, check_tasks=not no_eval, quiet=quiet)
     report = None if no_eval else _evaluate(run, settings, quiet=quiet)
     if json:
         result = report.to_json() if report is not None else {"schema": 1, "strategy": settings.strategy.name}
@@ -117,7 +115,7 @@ def _settings(
     return settings
 
 
-def _train(settings: RunConfig, *, resume: bool, quiet: bool) -> Run:
+def _train(settings: RunConfig, *, resume: bool, check_tasks: bool, quiet: bool) -> Run:
     from contextlib import nullcontext
 
     import deepspec
@@ -130,18 +128,9 @@ def _train(settings: RunConfig, *, resume: bool, quiet: bool) -> Run:
             config=settings,
             out=settings.out,
             resume=resume,
+            check_tasks=check_tasks,
             observers=[progress] if progress is not None else [],
         )
-
-
-def _check_tasks(settings: RunConfig) -> None:
-    """Raise now for a task that does not exist, not after the training."""
-    from deepspec.plugins import create_plugin_manager, resolve_part
-
-    manager = create_plugin_manager()
-    for name in settings.eval.tasks:
-        if "=" not in name:
-            resolve_part(manager, "task", name)
 
 
 def _evaluate(run: Run, settings: RunConfig, *, quiet: bool) -> EvalReport:

@@ -60,7 +60,8 @@ def load_texts(source: HubSource, task: str) -> list[str]:
         reason = " ".join(str(error).split())[:160]
         raise DataError(
             f"task {task!r} needs the data set {source.dataset}, which cannot be had here "
-            f"({type(error).__name__}: {reason}); give prompts of your own with --task-file {task}=FILE.jsonl"
+            f"({type(error).__name__}: {reason}); give prompts of your own with "
+            f"--task-file {task}=FILE.jsonl, or {task}=FILE.jsonl in eval.tasks"
         ) from error
 
 

@@ -6,7 +6,6 @@ At the defaults and with the demo target this decodes 128 prompts of 128 tokens 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,20 +14,17 @@ import torch
 from deepspec.config import EvalConfig
 from deepspec.engine import Engine, SamplingParams
 from deepspec.environment import device_name, versions
-from deepspec.errors import ConfigError, DataError, TargetError
 from deepspec.evaluate.acceptance import Acceptance, measure_acceptance
 from deepspec.evaluate.report import EvalReport, TaskResult
 from deepspec.evaluate.speed import Speed, measure_speed
-from deepspec.evaluate.tasks import EvalTask, Prompts, file_prompts, split_task_file, spread
-from deepspec.plugins import create_plugin_manager, resolve_part, round_observer
+from deepspec.evaluate.tasks import collect_prompts, spread
+from deepspec.plugins import create_plugin_manager, round_observer
 from deepspec.resources import memory
 from deepspec.runs import Run, load
 from deepspec.strategy import Parts
 from deepspec.target import Target
 from deepspec.train.assemble import for_decoding
 from deepspec.types import RequestRound, RoundRecord
-
-log = logging.getLogger(__name__)
 
 NUM_SPEED_PROMPTS = 8
 SPEED_TOKENS = 64
@@ -92,28 +88,6 @@ def _needs_memory(config: EvalConfig) -> str:
     )
 
 
-def collect_prompts(names: Sequence[str], target: Target, config: EvalConfig) -> dict[str, Prompts]:
-    """Each task's prompts, those left out that leave no room for ``max_tokens``."""
-    if not names:
-        raise ConfigError("no task was given; name one, such as stdlib, or NAME=FILE.jsonl")
-    if target.tokenizer is None:
-        raise TargetError(f"target {target.name!r} has no tokenizer, so prompts cannot be made for it")
-    manager = create_plugin_manager()
-    found: dict[str, Prompts] = {}
-    for given in names:
-        if "=" in given:
-            name, file = split_task_file(given)
-            prompts = file_prompts(file, target.tokenizer, config.num_prompts)
-        else:
-            name = given
-            task: EvalTask = resolve_part(manager, "task", name)()
-            prompts = task.prompts(target.tokenizer, config.num_prompts)
-        if name in found:
-            raise ConfigError(f"task {name!r} is given twice; name each once")
-        found[name] = _that_fit(name, prompts, target.info.max_positions - config.max_tokens)
-    return found
-
-
 def decode_rounds(
     target: Target, parts: Parts, prompts: Sequence[Sequence[int]], config: EvalConfig
 ) -> list[list[RequestRound]]:
@@ -145,23 +119,6 @@ def sampling_params(config: EvalConfig, *, max_tokens: int) -> SamplingParams:
         min_p=config.min_p,
         max_tokens=max_tokens,
     )
-
-
-def _that_fit(name: str, prompts: Prompts, room: int) -> Prompts:
-    fitting = [prompt for prompt in prompts if 0 < len(prompt) <= room]
-    if len(fitting) < len(prompts):
-        log.warning(
-            "task %s: %d of %d prompts left out: empty, or no room for max_tokens after them",
-            name,
-            len(prompts) - len(fitting),
-            len(prompts),
-        )
-    if not fitting:
-        raise DataError(
-            f"task {name!r}: none of {len(prompts)} prompts fits the target's positions beside the tokens to "
-            f"generate ({max(room, 0)} are left for a prompt); lower eval.max_tokens or shorten the prompts"
-        )
-    return fitting
 
 
 def _report(

@@ -6,6 +6,7 @@ tasks are put as a user's message when the target's tokenizer has a chat templat
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +14,19 @@ from typing import TYPE_CHECKING, TypeVar
 
 from deepspec.data.chat import encode_chat, encode_prompt
 from deepspec.data.examples import Message, parse_messages, read_records, text_field
-from deepspec.errors import ConfigError, DataError
+from deepspec.errors import ConfigError, DataError, TargetError
 from deepspec.evaluate import hub
 from deepspec.interfaces import Part
 from deepspec.paths import asset
+from deepspec.plugins import create_plugin_manager, resolve_part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from deepspec.config import EvalConfig
+    from deepspec.target import Target
+
+log = logging.getLogger(__name__)
 
 Prompts = list[tuple[int, ...]]
 ItemT = TypeVar("ItemT")
@@ -108,6 +115,33 @@ class Alpaca(EvalTask):
         return hub_prompts(hub.ALPACA, self.name, tokenizer, num_prompts)
 
 
+def collect_prompts(names: Sequence[str], target: Target, config: EvalConfig) -> dict[str, Prompts]:
+    """Each task's prompts, those left out that leave no room for ``max_tokens``.
+
+    Raises:
+        ConfigError: an unknown task, or one named twice. TargetError: no tokenizer.
+        DataError: prompts that cannot be had, read, or fitted into the target's positions.
+    """
+    if not names:
+        raise ConfigError("no task was given; name one, such as stdlib, or NAME=FILE.jsonl")
+    if target.tokenizer is None:
+        raise TargetError(f"target {target.name!r} has no tokenizer, so prompts cannot be made for it")
+    manager = create_plugin_manager()
+    found: dict[str, Prompts] = {}
+    for given in names:
+        if "=" in given:
+            name, file = split_task_file(given)
+            prompts = file_prompts(file, target.tokenizer, config.num_prompts)
+        else:
+            name = given
+            task: EvalTask = resolve_part(manager, "task", name)()
+            prompts = task.prompts(target.tokenizer, config.num_prompts)
+        if name in found:
+            raise ConfigError(f"task {name!r} is given twice; name each once")
+        found[name] = _that_fit(name, prompts, target.info.max_positions - config.max_tokens)
+    return found
+
+
 def file_prompts(file: Path, tokenizer: PreTrainedTokenizerBase, num_prompts: int) -> Prompts:
     """Prompts of a JSONL file: raw ``{"prompt"}`` or ``{"messages"}`` for the chat template.
 
@@ -140,6 +174,23 @@ def split_task_file(given: str) -> tuple[str, Path]:
     if not (separator and name.strip() and path.strip()):
         raise ConfigError(f"task file {given!r}: write NAME=FILE.jsonl")
     return name.strip(), Path(path.strip()).expanduser()
+
+
+def _that_fit(name: str, prompts: Prompts, room: int) -> Prompts:
+    fitting = [prompt for prompt in prompts if 0 < len(prompt) <= room]
+    if len(fitting) < len(prompts):
+        log.warning(
+            "task %s: %d of %d prompts left out: empty, or no room for max_tokens after them",
+            name,
+            len(prompts) - len(fitting),
+            len(prompts),
+        )
+    if not fitting:
+        raise DataError(
+            f"task {name!r}: none of {len(prompts)} prompts fits the target's positions beside the tokens to "
+            f"generate ({max(room, 0)} are left for a prompt); lower eval.max_tokens or shorten the prompts"
+        )
+    return fitting
 
 
 def _encode(record: dict[str, object], source: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from deepspec.data import (
     tokenize_once,
 )
 from deepspec.errors import CheckpointError, ConfigError
+from deepspec.evaluate.tasks import collect_prompts
 from deepspec.paths import DEMO, asset, runs_root, written_whole
 from deepspec.resources import writing
 from deepspec.runs import check_target, newest_checkpoint, read_config, read_state, write_json
@@ -124,7 +125,9 @@ def differing_keys(saved: RunConfig, given: RunConfig) -> list[str]:
     ]
 
 
-def prepare(config: RunConfig, folder: Path, *, resume: bool, manager: pluggy.PluginManager) -> Prepared:
+def prepare(
+    config: RunConfig, folder: Path, *, resume: bool, check_tasks: bool, manager: pluggy.PluginManager
+) -> Prepared:
     """Load and check everything, then make the folder (or read the state to go on from)."""
     device = resolve_device(config.device)
     target = load_target(config.target, device=str(device))
@@ -132,6 +135,8 @@ def prepare(config: RunConfig, folder: Path, *, resume: bool, manager: pluggy.Pl
     parts = assemble(config.strategy, target, device=device, dtype=precise, seed=config.seed, manager=manager)
     objective = make_objective(parts, target, manager)
     _check_fit(config, target, parts)
+    if check_tasks:
+        collect_prompts(config.eval.tasks, target, config.eval)
     corpus, held_out = _corpora(config, target, parts)
     rows = {"sequences": config.train.sequences_per_step, "sequence_length": config.data.sequence_length}
     sampler = BatchSampler(corpus, **rows, seed=config.seed)

@@ -53,6 +53,7 @@ def train(
     config: RunConfig | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    check_tasks: bool = False,
     observers: Sequence[Observer] = (),
 ) -> Run:
     """Train a drafter and return it, loaded.
@@ -64,6 +65,8 @@ def train(
         config: everything else; the defaults when None.
         out: run folder, ``runs/<strategy>-<time>`` when None; it must not hold a run unless ``resume``.
         resume: go on from the newest checkpoint in ``out``, whose configuration must be the same.
+        check_tasks: first see that the prompts of the configuration's ``eval.tasks`` can be had, so that an
+            evaluation afterwards does not fail for want of them.
         observers: called with each optimiser step's record.
 
     Raises:
@@ -73,7 +76,7 @@ def train(
     manager = create_plugin_manager()
     settings = run_config(strategy, config, target=target, data=data, out=out, manager=manager)
     folder = open_folder(settings, resume=resume)
-    prepared = prepare(settings, folder, resume=resume, manager=manager)
+    prepared = prepare(settings, folder, resume=resume, check_tasks=check_tasks, manager=manager)
     session = _Session(prepared, observers, manager)
     with _stop_signals() as stop:
         session.run(stop)

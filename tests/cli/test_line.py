@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 
 from deepspec import runs
@@ -72,13 +74,30 @@ def test_resume_needs_only_the_folder_and_says_one_json_document(trained: Ran, p
     assert resumed.json["run"] == str(place / "run")
 
 
-def test_an_unknown_task_is_refused_before_training(place: Path) -> None:
-    refused = run(
-        "train", "--config", place / "run.json", "--out", place / "new", "--set", "eval.tasks=stdlb"
-    )
+@pytest.mark.parametrize(
+    ("tasks", "complaint"),
+    [
+        ("stdlb", "did you mean 'stdlib'"),
+        ("gsm8k", "or gsm8k=FILE.jsonl in eval.tasks"),
+        ("mine=nowhere.jsonl", "nowhere.jsonl"),
+    ],
+)
+def test_tasks_whose_prompts_cannot_be_had_are_refused_before_training(
+    place: Path, monkeypatch: pytest.MonkeyPatch, tasks: str, complaint: str
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", place / "no-data-sets")
+    train = ("train", "--config", place / "run.json", "--out", place / "new", "--set", f"eval.tasks={tasks}")
+    refused = run(*train)
     assert refused.code == 2
-    assert "did you mean 'stdlib'" in refused.err
+    assert complaint in refused.err
     assert not (place / "new").exists()
+
+
+def test_without_an_evaluation_its_tasks_do_not_matter(place: Path) -> None:
+    options = ("--steps", "1", "--set", "eval.tasks=gsm8k", "--no-eval")
+    assert run("train", "--config", place / "run.json", "--out", place / "bare", *options).code == 0
+    shutil.rmtree(place / "bare")
 
 
 def test_a_disk_that_is_full_after_training_is_one_line_and_a_failed_run(

@@ -12,8 +12,9 @@ from deepspec.engine import Engine
 from deepspec.errors import ConfigError, DataError, TargetError
 from deepspec.evaluate import evaluate
 from deepspec.evaluate.acceptance import tokens_gained
-from deepspec.evaluate.measure import collect_prompts, decode_rounds, sampling_params
+from deepspec.evaluate.measure import decode_rounds, sampling_params
 from deepspec.evaluate.speed import measure_speed
+from deepspec.evaluate.tasks import collect_prompts
 from tests.tiny_runs import EVAL_KEYS, save_prompts, untrained_run
 
 EXTRA_KEYS = {"counts", "predicted_speedup", "target_ms", "tokens_per_s_transformers"}

@@ -20,8 +20,8 @@ class SamplingParams:
         temperature: 0 is greedy. top_k: 0 is off. top_p: 1 is off. min_p: 0 is off.
         seed: 64 bits; None takes one from the engine's seed and the request's number.
         max_tokens: how many tokens to generate at most.
-        stop_token_ids: end the output besides the target's own stop tokens.
-        ignore_stop: generate up to ``max_tokens`` whatever comes.
+        stop_token_ids: tokens that end the output, besides the target's own (``Target.stop_token_ids``).
+        ignore_stop: the target's own stop tokens end nothing; those in ``stop_token_ids`` still do.
     """
 
     temperature: float = 1.0

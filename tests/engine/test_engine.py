@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -153,6 +154,19 @@ def test_stop_tokens_end_the_text_and_are_part_of_it(target: Target) -> None:
     done = Engine(target, parts, max_positions=128).run(_prompts(1), params)[0]
     assert done.tokens == free[: free.index(stop) + 1]
     assert done.finish_reason == "stop"
+
+
+def test_ignoring_stops_ignores_the_targets_own_and_no_others(target: Target) -> None:
+    free = _run(target, None, 1)[0]
+    stopping = replace(target, stop_token_ids=(free[2],))
+    found = [
+        Engine(stopping, None, max_positions=128).run(
+            _prompts(1), SamplingParams(seed=0, max_tokens=NUM_TOKENS, ignore_stop=True, stop_token_ids=ids)
+        )[0]
+        for ids in ((), (free[5],))
+    ]
+    assert (found[0].tokens, found[0].finish_reason) == (free, "length")
+    assert (found[1].tokens, found[1].finish_reason) == (free[: free.index(free[5]) + 1], "stop")
 
 
 def test_streaming_yields_the_same_tokens_as_running(target: Target) -> None:

@@ -250,10 +250,12 @@ class StepRecord:
         step: 1-based.
         num_steps: planned steps.
         loss: the weighted total; ``terms`` holds each term before weighting.
-        expected_accepted_length: 1 + sum over k of the product of (1 - TV) up to k, on this batch.
-        learning_rate: the schedule's factor times the AdamW rate.
+        expected_accepted_length: 1 + sum over k of the product of (1 - TV) up to k, on the batch of the last
+            step that measured it.
+        learning_rate: the peak times the schedule's factor.
         gradient_norm: before clipping.
-        tokens_per_s: target tokens trained on per second since the last record.
+        tokens_per_s: tokens of training text per second over the last ``train.log_every`` steps, without
+            what lies between steps (checkpoints, validations).
         seconds_left: estimate of the remaining training time.
     """
 

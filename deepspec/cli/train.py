@@ -41,7 +41,8 @@ def train(
         typer.Option(
             "--data",
             metavar="PATH",
-            help="JSONL file, folder or glob; repeatable. Text that this machine already has, by default.",
+            help="JSONL file, folder or glob; repeatable. By default, shipped text that the demo target "
+            "wrote, or for another target the sources of installed packages.",
         ),
     ] = None,
     config: ConfigFlag = None,

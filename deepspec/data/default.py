@@ -1,8 +1,9 @@
-"""The embedded default text: sources of installed packages that the demo target never saw.
+"""Text to train on when none is given, unless the target is the demo's: sources of installed packages.
 
-Nothing is downloaded. Files are taken in the order of a hash of their names until ``byte_limit``, so the
-choice is the same wherever the package versions are. The shipped evaluation prompts come from the standard
-library, of which nothing is in here (a test looks).
+Drafters of the demo target train on ``assets/demo-text`` instead: its own continuations of these sources,
+which it never saw. Nothing is downloaded. Files are taken in the order of a hash of their names until
+``byte_limit``, so the choice is the same wherever the package versions are. The shipped evaluation prompts
+come from the standard library, of which nothing is in here (a test looks).
 """
 
 from __future__ import annotations

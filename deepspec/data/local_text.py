@@ -1,8 +1,8 @@
 """Python source text that every installation already has: the standard library and installed packages.
 
-The embedded default trains on it, so that a first run needs neither a download nor a data set. It is
-split once, here: some standard-library modules are held out for evaluation, and whole packages are
-held out from the demo target so that a drafter can be trained on text which its target never saw.
+It is split once, here: the demo target was trained on most of the standard library and on some packages.
+Other modules of the library are held out for evaluation, and other packages for drafters: the demo target's
+train on its own continuations of them, those of other targets on the sources (``default.py``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TARGET_PACKAGES = (
     "pyarrow",
     "fsspec",
 )
-#: Packages that the demo target never saw, kept for training its drafters.
+#: Packages that the demo target never saw, kept for training drafters.
 HELD_OUT_PACKAGES = (
     "networkx",
     "datasets",

@@ -1,4 +1,4 @@
-"""The embedded default text: bounded, the same each time, and none of what the target was trained on."""
+"""The default text: bounded, the same each time, and none of what the demo target was trained on."""
 
 from __future__ import annotations
 

@@ -52,13 +52,21 @@ class RunSummary:
     path: Path
 
 
-def load(run: str | Path, *, device: str | None = None, target_device: str | None = None) -> Run:
+def load(
+    run: str | Path,
+    *,
+    device: str | None = None,
+    target_device: str | None = None,
+    trust_remote_code: bool = False,
+) -> Run:
     """Load the newest checkpoint of a run folder, or the shipped drafter ``demo``, with its target.
 
     Args:
         run: a run folder, or ``demo``.
         device: where draft model and target go; the best there is when None.
         target_device: where the target goes when it is not to share ``device``.
+        trust_remote_code: whether the target's own Python code may run; a run folder may be somebody
+            else's, so what its configuration says of this does not count.
 
     Raises:
         CheckpointError: no run there, a newer format, unreadable weights, or another target than it was
@@ -79,7 +87,8 @@ def load(run: str | Path, *, device: str | None = None, target_device: str | Non
             f"{folder} has no complete checkpoint; go on with: deepspec train --resume --out {folder}"
         )
     place = resolve_device(device)
-    target = load_target(config.target.model_copy(update={"device": target_device}), device=str(place))
+    changes = {"device": target_device, "trust_remote_code": trust_remote_code}
+    target = load_target(config.target.model_copy(update=changes), device=str(place))
     check_target(state, target, folder)
     parts = assemble(config.strategy, target, device=place, dtype=target.dtype, seed=config.seed)
     read_weights(checkpoint, parts)

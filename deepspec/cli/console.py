@@ -31,6 +31,7 @@ DeviceFlag = Annotated[
 TargetDeviceFlag = Annotated[
     str | None, typer.Option("--target-device", metavar="NAME", help="Where the target runs, if elsewhere.")
 ]
+TrustFlag = Annotated[bool, typer.Option("--trust-remote-code", help="Let the target's own Python code run.")]
 SetFlag = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set any value, as in head.rank=64; repeatable."),

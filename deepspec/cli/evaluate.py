@@ -11,6 +11,7 @@ from deepspec.cli.console import (
     JsonFlag,
     QuietFlag,
     TargetDeviceFlag,
+    TrustFlag,
     VerboseFlag,
     print_json,
     set_up_logging,
@@ -45,6 +46,7 @@ def evaluate(
     ] = False,
     device: DeviceFlag = None,
     target_device: TargetDeviceFlag = None,
+    trust_remote_code: TrustFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = 0,
@@ -70,7 +72,9 @@ def evaluate(
     for file in task_file or ():
         split_task_file(file)  # a wrong form is refused before anything is loaded
     validate(EvalConfig, given, "eval")
-    loaded = deepspec.load(run, device=device, target_device=target_device)
+    loaded = deepspec.load(
+        run, device=device, target_device=target_device, trust_remote_code=trust_remote_code
+    )
     settings = validate(EvalConfig, {**loaded.config.eval.model_dump(), **given}, "eval")
     report = deepspec.evaluate(
         loaded,

@@ -13,6 +13,7 @@ from deepspec.cli.console import (
     JsonFlag,
     QuietFlag,
     TargetDeviceFlag,
+    TrustFlag,
     VerboseFlag,
     print_json,
     set_up_logging,
@@ -50,6 +51,7 @@ def generate(
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="New tokens at most.")] = 128,
     device: DeviceFlag = None,
     target_device: TargetDeviceFlag = None,
+    trust_remote_code: TrustFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = 0,
@@ -64,7 +66,7 @@ def generate(
     params = SamplingParams(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, max_tokens=max_tokens
     )
-    loaded = load(run, device=device, target_device=target_device)
+    loaded = load(run, device=device, target_device=target_device, trust_remote_code=trust_remote_code)
     recording = _Recording(token_events(loaded, text, params=params, plain=plain))
     tokenizer = loaded.target.tokenizer
     if json:

@@ -14,6 +14,7 @@ from deepspec.cli.console import (
     SetFlag,
     StrategyFlag,
     TargetDeviceFlag,
+    TrustFlag,
     VerboseFlag,
     print_json,
     set_up_logging,
@@ -58,9 +59,7 @@ def train(
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", help="Of weights, data order, anchors.")
     ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let the target's own Python code run.")
-    ] = False,
+    trust_remote_code: TrustFlag = False,
     no_eval: Annotated[bool, typer.Option("--no-eval", help="Do not measure at the end.")] = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from huggingface_hub import errors as hub
+from huggingface_hub import is_offline_mode
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -88,7 +89,8 @@ def _attempt(config: TargetConfig, load: Callable[[], Loaded]) -> Loaded:
             return load()
     except _LOAD_ERRORS as error:
         reason = _hub_reason(error, config.revision) or _folder_reason(error, config.name)
-        raise TargetError(f"target {config.name!r} {reason or _unreachable(error)}") from error
+        reason = reason or _absent_reason(error, config.revision) or f"cannot be loaded: {_first_line(error)}"
+        raise TargetError(f"target {config.name!r} {reason}") from error
 
 
 def _needs_memory(config: TargetConfig) -> str:
@@ -108,7 +110,7 @@ def _hub_reason(error: BaseException, revision: str | None) -> str | None:
     if any(isinstance(cause, hub.RepositoryNotFoundError) for cause in causes):
         return "was not found on the hub; check the spelling, or log in if it is private"
     if "trust_remote_code" in str(error):
-        return "needs its own code to load; pass --trust-remote-code if you trust it"
+        return "needs its own code to load; pass --trust-remote-code (trust_remote_code=True) if you trust it"
     return None
 
 
@@ -122,11 +124,15 @@ def _folder_reason(error: BaseException, name: str) -> str | None:
     return None
 
 
-def _unreachable(error: BaseException) -> str:
-    return (
-        "could not be loaded: it is not in the local cache and the hub cannot be reached (offline?), or it "
-        f"is unreadable; give a local folder, or `demo`. {_first_line(error)}"
-    )
+def _absent_reason(error: BaseException, revision: str | None) -> str | None:
+    causes = list(_chain(error))
+    if any(isinstance(cause, hub.HFValidationError) for cause in causes):
+        return "is neither a folder here nor a hub id, which is NAME or OWNER/NAME"
+    if not any(isinstance(cause, hub.LocalEntryNotFoundError) for cause in causes):
+        return None
+    which = f"at revision {revision!r} " if revision else ""
+    why = "HF_HUB_OFFLINE is set" if is_offline_mode() else "the hub cannot be reached"
+    return f"{which}is not in the local cache, and {why}; give a local folder, or `demo`"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

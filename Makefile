@@ -21,8 +21,7 @@ test: setup
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: setup
-	$(BIN)/python benchmarks/bench.py
-	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/bench.py; missed=$$?; $(BIN)/python benchmarks/training.py && exit $$missed
 
 lint: setup
 	$(BIN)/python -m pip install -q -e ".[lint]" -c constraints.txt

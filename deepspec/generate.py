@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from deepspec.runs import Run
 
 #: What a decoder puts in the place of bytes that are no character (yet).
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class TextStream:
@@ -38,7 +38,7 @@ class TextStream:
         """The text that became certain with ``token``; empty in the middle of a character."""
         self._tokens.append(token)
         piece = self._pending()
-        if not piece or piece.endswith(_REPLACEMENT):
+        if not piece or piece.endswith(REPLACEMENT):
             return ""
         self._context, self._told = self._told, len(self._tokens)
         return piece

@@ -17,13 +17,14 @@ from deepspec.config import TargetConfig
 from deepspec.data.chat import encode_prompt
 from deepspec.data.local_text import HELD_OUT_PACKAGES, package_files
 from deepspec.engine import Completion, Engine, SamplingParams
+from deepspec.generate import REPLACEMENT
 from deepspec.target import load_target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NUM_PROMPTS = 2_304
-ROW_TOKENS = 255  # with the end token, one training row
+ROW_TOKENS = 255  # with an end token, one training row
 _PROMPT_TOKENS = (8, 24, 48, 64)
 _PROMPT_CHARACTERS = 400
 _FEWEST_CHARACTERS = 600
@@ -47,24 +48,32 @@ def cut_prompts(tokenizer: PreTrainedTokenizerBase, count: int, seed: int = 0) -
 
 
 def as_line(done: Completion, tokenizer: PreTrainedTokenizerBase) -> str:
-    """One JSONL line of prompt and response."""
+    """One JSONL line of prompt and response, or "" when their bytes are no text.
+
+    A response that reached the maximum is not complete; half a character at its end is left out.
+    """
     prompt, response = (
         tokenizer.decode(part, skip_special_tokens=True) for part in (done.prompt, done.tokens)
     )
-    return json.dumps({"prompt": prompt, "response": response}) + "\n"
+    was_cut = done.finish_reason == "length"
+    if was_cut:
+        response = response.rstrip(REPLACEMENT)
+    if not response or REPLACEMENT in prompt + response:
+        return ""
+    line = {"prompt": prompt, "response": response}
+    return json.dumps({**line, "complete": False} if was_cut else line) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m deepspec.data.build_continuations", description=__doc__)
     parser.add_argument("file", type=Path)
+    file: Path = parser.parse_args().file
     target = load_target(TargetConfig())
-    if target.tokenizer is None:
-        raise AssertionError("the demo target has a tokenizer")
+    assert target.tokenizer is not None, "the demo target has a tokenizer"
     prompts = cut_prompts(target.tokenizer, NUM_PROMPTS)
     engine = Engine(target, None, max_batch=64, max_positions=256, seed=7)
     done = engine.run(prompts, [SamplingParams(max_tokens=ROW_TOKENS - len(prompt)) for prompt in prompts])
-    lines = (as_line(completion, target.tokenizer) for completion in done if completion.tokens)
-    parser.parse_args().file.write_text("".join(lines))
+    file.write_text("".join(as_line(completion, target.tokenizer) for completion in done))
 
 
 if __name__ == "__main__":

@@ -31,12 +31,14 @@ class Rendered:
         text: all of it.
         spans: half-open character ranges that are supervised, in order.
         is_templated: whether a chat template wrote it; it then holds all its special tokens already.
+        is_complete: whether it ends here, rather than having been cut off.
     """
 
     source: str
     text: str
     spans: tuple[tuple[int, int], ...]
     is_templated: bool
+    is_complete: bool = True
 
 
 def require_template(tokenizer: PreTrainedTokenizerBase, source: str) -> None:

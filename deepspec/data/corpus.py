@@ -83,8 +83,8 @@ def tokenize(
 ) -> TokenizedCorpus:
     """Tokenise examples and cut them into pieces of at most ``sequence_length`` tokens.
 
-    Text is closed by the tokenizer's end token, supervised; so is a response. Pieces in which nothing can
-    be learned (no supervised token after another token) are left out.
+    Text is closed by the tokenizer's end token, supervised; so is a response. One that is not complete is
+    not. Pieces in which nothing can be learned (no supervised token after another token) are left out.
 
     Raises DataError when a text uses a reserved token id, when a conversation has no chat template to go by,
     and when nothing at all is supervised.
@@ -178,7 +178,8 @@ def _render(example: Example) -> chat.Rendered:
         text, start = example.text, 0
     else:
         text, start = example.prompt + example.response, len(example.prompt)
-    return chat.Rendered(example.source, text, ((start, len(text)),), is_templated=False)
+    spans = ((start, len(text)),)
+    return chat.Rendered(example.source, text, spans, is_templated=False, is_complete=example.is_complete)
 
 
 def _encode(rendered: Sequence[chat.Rendered], tokenizer: PreTrainedTokenizerBase) -> Iterator[_Document]:
@@ -205,7 +206,8 @@ def _encode(rendered: Sequence[chat.Rendered], tokenizer: PreTrainedTokenizerBas
         else:
             mask = [True] * len(ids)
         if not is_templated:
-            ids, mask = _closed(ids, mask, encoded["special_tokens_mask"][index], tokenizer.eos_token_id)
+            added = encoded["special_tokens_mask"][index]
+            ids, mask = _closed(ids, mask, added, tokenizer.eos_token_id, is_complete=item.is_complete)
         yield _Document(
             item.source, torch.tensor(ids, dtype=torch.int32), torch.tensor(mask, dtype=torch.bool)
         )
@@ -216,12 +218,15 @@ def _inside(end: int, spans: Sequence[tuple[int, int]]) -> bool:
 
 
 def _closed(
-    ids: list[int], mask: list[bool], added: Sequence[int], end_id: int | None
+    ids: list[int], mask: list[bool], added: Sequence[int], end_id: int | None, *, is_complete: bool
 ) -> tuple[list[int], list[bool]]:
-    """The document with its end token, supervised; other tokens that the tokenizer added are not text."""
+    """A complete document with its end token, supervised, another without one.
+
+    Other tokens that the tokenizer added are not text.
+    """
     mask = [flag and not extra for flag, extra in zip(mask, added, strict=True)]
     if end_id is None:
         return ids, mask
     if ids and added[-1] and ids[-1] == end_id:
-        return ids, [*mask[:-1], True]
-    return [*ids, end_id], [*mask, True]
+        ids, mask = ids[:-1], mask[:-1]
+    return ([*ids, end_id], [*mask, True]) if is_complete else (ids, mask)

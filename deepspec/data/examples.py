@@ -1,5 +1,6 @@
 """Reads JSONL examples: ``{"text"}``, ``{"prompt", "response"}`` or ``{"messages"}``, one object a line.
 
+The first two may have ``"complete": false``: the text was cut off, so nothing says that it ends there.
 A path is a file, a folder (its ``*.jsonl``, at any depth) or a glob. Whatever cannot be used raises
 :class:`~deepspec.errors.DataError` with ``file:line``; nothing is skipped silently except blank lines.
 """
@@ -15,16 +16,18 @@ from pathlib import Path
 from deepspec.errors import DataError
 
 FORMS = '{"text"}, {"prompt", "response"} or {"messages"}'
+_COMPLETE = "complete"
 _GLOB_CHARACTERS = frozenset("*?[")
 _MESSAGE_KEYS = frozenset({"role", "content"})
 
 
 @dataclass(frozen=True)
 class TextExample:
-    """Running text, all of it supervised. ``source`` is ``file:line``."""
+    """Running text, all supervised. ``source`` is ``file:line``; what was cut off is incomplete."""
 
     source: str
     text: str
+    is_complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class ResponseExample:
     source: str
     prompt: str
     response: str
+    is_complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -128,11 +132,12 @@ def _parse_line(line: bytes, source: str) -> dict[str, object]:
 def parse_example(record: dict[str, object], source: str) -> Example:
     """One example of exactly one of the three forms; raises DataError for anything else."""
     keys = set(record)
-    if keys == {"text"}:
-        return TextExample(source, text_field(record, "text", source))
-    if keys == {"prompt", "response"}:
+    if keys - {_COMPLETE} == {"text"}:
+        return TextExample(source, text_field(record, "text", source), _is_complete(record, source))
+    if keys - {_COMPLETE} == {"prompt", "response"}:
         prompt = text_field(record, "prompt", source, may_be_empty=True)
-        return ResponseExample(source, prompt, text_field(record, "response", source))
+        response = text_field(record, "response", source)
+        return ResponseExample(source, prompt, response, _is_complete(record, source))
     if keys == {"messages"}:
         messages = parse_messages(record["messages"], source)
         if not any(message.role == "assistant" and message.content for message in messages):
@@ -141,7 +146,17 @@ def parse_example(record: dict[str, object], source: str) -> Example:
             )
         return ChatExample(source, messages)
     given = ", ".join(f'"{key}"' for key in sorted(keys)) or "none"
-    raise DataError(f"{source}: the keys must be exactly {FORMS}; given: {given}")
+    raise DataError(
+        f'{source}: the keys must be exactly {FORMS}, the first two with an optional "{_COMPLETE}"; '
+        f"given: {given}"
+    )
+
+
+def _is_complete(record: dict[str, object], source: str) -> bool:
+    value = record.get(_COMPLETE, True)
+    if not isinstance(value, bool):
+        raise DataError(f'{source}: "{_COMPLETE}" must be true or false, not {_kind(value)}')
+    return value
 
 
 def parse_messages(value: object, source: str) -> tuple[Message, ...]:

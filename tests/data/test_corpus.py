@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tokenizers import processors
 
 from deepspec.data import (
     ChatExample,
@@ -59,6 +60,22 @@ BYTE_OF = _byte_of()
 def test_all_of_a_text_is_supervised_with_its_end_token():
     tok, corpus = corpus_of(TextExample("f:1", "naïve"))
     assert marked(tok, corpus) == "«naïve<end>»"
+
+
+@pytest.mark.parametrize("closing", [False, True])
+def test_what_was_cut_off_is_not_followed_by_an_end_token(closing):
+    tok = tiny_tokenizer.tokenizer()
+    if closing:
+        tok.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A <end>", special_tokens=[("<end>", tok.eos_token_id)]
+        )
+    examples = [
+        TextExample("f:1", "ab", is_complete=False),
+        ResponseExample("f:2", "2+2=", "4", is_complete=False),
+        TextExample("f:3", "ab"),
+    ]
+    corpus = tokenize(examples, tok, sequence_length=64)
+    assert [marked(tok, corpus, i) for i in range(3)] == ["«ab»", "2+2=«4»", "«ab<end>»"]
 
 
 def test_a_begin_token_that_the_tokenizer_adds_is_kept_and_not_supervised():

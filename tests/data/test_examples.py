@@ -32,6 +32,16 @@ def test_the_three_forms_are_read_with_their_file_and_line(tmp_path):
     ]
 
 
+def test_text_and_responses_can_be_marked_as_cut_off(tmp_path):
+    file = write(
+        tmp_path / "a.jsonl",
+        '{"text": "one", "complete": false}',
+        '{"prompt": "p", "response": "two", "complete": false}',
+        '{"text": "three", "complete": true}',
+    )
+    assert [example.is_complete for example in read_examples(file)] == [False, False, True]
+
+
 def test_windows_line_ends_and_a_byte_order_mark_are_read(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n{"text": "two"}\r\n')
@@ -67,6 +77,8 @@ MALFORMED = {
     '{"text": "a", "id": 3}': '"id", "text"',
     '{"prompt": "a"}': 'given: "prompt"',
     '{"text": "a", "prompt": "b", "response": "c"}': "exactly",
+    '{"text": "a", "complete": "no"}': '"complete" must be true or false, not text',
+    '{"messages": [], "complete": false}': 'the first two with an optional "complete"',
     '{"text": 3}': '"text" must be text, not a number',
     '{"text": null}': "not missing or null",
     '{"text": ""}': '"text" is empty',

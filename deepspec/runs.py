@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepspec.config import RunConfig
+from deepspec.config import RunConfig, TargetConfig
 from deepspec.errors import CheckpointError, ConfigError
 from deepspec.paths import DEMO, asset, written_whole
 from deepspec.validation import validate
@@ -61,6 +61,8 @@ def load(
 ) -> Run:
     """Load the newest checkpoint of a run folder, or the shipped drafter ``demo``, with its target.
 
+    A target from the hub is taken at the commit that the drafter was trained for, wherever its branch is now.
+
     Args:
         run: a run folder, or ``demo``.
         device: where draft model and target go; the best there is when None.
@@ -88,7 +90,7 @@ def load(
         )
     place = resolve_device(device)
     changes = {"device": target_device, "trust_remote_code": trust_remote_code}
-    target = load_target(config.target.model_copy(update=changes), device=str(place))
+    target = load_target(pinned(config.target, state).model_copy(update=changes), device=str(place))
     check_target(state, target, folder)
     parts = assemble(config.strategy, target, device=place, dtype=target.dtype, seed=config.seed)
     read_weights(checkpoint, parts)
@@ -173,6 +175,14 @@ def target_record(target: Target) -> dict[str, Any]:
         "vocab_size": target.info.vocab_size,
         "hidden_size": target.info.hidden_size,
     }
+
+
+def pinned(config: TargetConfig, state: Mapping[str, Any]) -> TargetConfig:
+    """The target at the commit that a checkpoint was trained for; a folder has no commits and stays."""
+    commit = state["target"].get("revision")
+    if commit is None or Path(config.name).is_dir():
+        return config
+    return config.model_copy(update={"revision": commit})
 
 
 def check_target(state: Mapping[str, Any], target: Target, folder: Path) -> None:

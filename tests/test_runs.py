@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deepspec.errors import CheckpointError
+from deepspec.errors import CheckpointError, TargetError
 from deepspec.runs import checkpoints, list_runs, load, newest_checkpoint
 from deepspec.train import train
 from tests.tiny_runs import config, save_target, save_text
@@ -58,6 +58,54 @@ def test_another_target_under_the_same_name_is_refused(trained, tmp_path, change
     (folder / "config.json").write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match=words):
         load(folder, device="cpu")
+
+
+OLD, NEW = "a" * 40, "b" * 40
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Snapshots of ``Owner/Tiny`` in a cache of the hub; ``run`` was trained before main went on to NEW."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    cached = tmp_path / "cache" / "models--Owner--Tiny"
+    main = cached / "refs" / "main"
+    main.parent.mkdir(parents=True)
+    save_target(cached / "snapshots" / OLD)
+    main.write_text(OLD)
+    settings = config(
+        Path("Owner/Tiny"),
+        save_text(tmp_path / "text.jsonl"),
+        train={"num_steps": 3, "checkpoint_every": 2},
+    )
+    train(settings.strategy, config=settings, out=tmp_path / "run")
+    save_target(cached / "snapshots" / NEW, seed=5)
+    main.write_text(NEW)
+    return cached / "snapshots"
+
+
+def test_a_target_of_the_hub_is_loaded_and_resumed_at_the_commit_of_the_run(hub, tmp_path):
+    run = load(tmp_path / "run", device="cpu")
+    assert run.target.revision == OLD
+    shutil.rmtree(newest_checkpoint(tmp_path / "run"))
+    resumed = train(run.config.strategy, config=run.config, out=tmp_path / "run", resume=True)
+    assert (resumed.target.revision, resumed.target.fingerprint) == (OLD, run.target.fingerprint)
+
+
+def test_other_weights_at_that_commit_are_refused_and_so_is_a_commit_that_is_gone(hub, tmp_path):
+    save_target(hub / OLD, seed=5)
+    with pytest.raises(
+        CheckpointError, match=f"trained for target 'Owner/Tiny' at commit {OLD}.*fingerprint"
+    ):
+        load(tmp_path / "run", device="cpu")
+    shutil.rmtree(hub / OLD)
+    with pytest.raises(TargetError, match=f"'Owner/Tiny' at revision '{OLD}' is not in the local cache"):
+        load(tmp_path / "run", device="cpu")
+
+
+def test_a_local_folder_of_that_name_is_checked_as_it_is(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(hub / OLD, tmp_path / "Owner" / "Tiny")
+    assert load(tmp_path / "run", device="cpu").target.revision is None
 
 
 def test_a_newer_format_is_refused(trained, tmp_path):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from huggingface_hub import errors as hub
-from huggingface_hub import is_offline_mode
+from huggingface_hub import is_offline_mode, try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -42,8 +42,7 @@ def load_target(config: TargetConfig, *, device: str | None = None) -> Target:
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     model = _attempt(config, lambda: _load_model(source, _dtype(config.dtype, place), options))
     tokenizer = _attempt(config, lambda: AutoTokenizer.from_pretrained(source, **options))
-    commit = getattr(model.config, "_commit_hash", None)
-    revision = commit or config.revision
+    revision = _commit(source, config.revision) or config.revision
     return _attempt(
         config, lambda: make_target(model.to(place), tokenizer, name=config.name, revision=revision)
     )
@@ -80,6 +79,14 @@ def _load_model(source: str, dtype: torch.dtype | str, options: dict[str, Any]) 
     finally:
         if quiet:
             transformers_logging.enable_progress_bar()
+
+
+def _commit(source: str, revision: str | None) -> str | None:
+    """The commit that was loaded from the hub; None for a folder."""
+    if Path(source).is_dir():
+        return None
+    found = try_to_load_from_cache(source, "config.json", revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def _attempt(config: TargetConfig, load: Callable[[], Loaded]) -> Loaded:

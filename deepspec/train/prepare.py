@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from deepspec.config import RunConfig
+from deepspec.config import RunConfig, TargetConfig
 from deepspec.data import (
     BatchSampler,
     TokenizedCorpus,
@@ -28,7 +28,7 @@ from deepspec.errors import CheckpointError, ConfigError
 from deepspec.evaluate.tasks import collect_prompts
 from deepspec.paths import DEMO, asset, runs_root, written_whole
 from deepspec.resources import writing
-from deepspec.runs import check_target, newest_checkpoint, read_config, read_state, write_json
+from deepspec.runs import check_target, newest_checkpoint, pinned, read_config, read_state, write_json
 from deepspec.strategy import Strategy
 from deepspec.target import Target, load_target
 from deepspec.target.load import resolve_device
@@ -130,7 +130,7 @@ def prepare(
 ) -> Prepared:
     """Load and check everything, then make the folder (or read the state to go on from)."""
     device = resolve_device(config.device)
-    target = load_target(config.target, device=str(device))
+    target = load_target(_target_config(config, folder, resume=resume), device=str(device))
     precise = torch.float64 if target.dtype == torch.float64 else torch.float32
     parts = assemble(config.strategy, target, device=device, dtype=precise, seed=config.seed, manager=manager)
     objective = make_objective(parts, target, manager)
@@ -153,6 +153,12 @@ def prepare(
         train_seconds=state["train_seconds"],
         train_tokens=state["train_tokens"],
     )
+
+
+def _target_config(config: RunConfig, folder: Path, *, resume: bool) -> TargetConfig:
+    """The target to load, when resuming at the commit that the run began with."""
+    checkpoint = newest_checkpoint(folder) if resume else None
+    return config.target if checkpoint is None else pinned(config.target, read_state(checkpoint))
 
 
 def _start_from_target(parts: Parts, target: Target, *, is_required: bool) -> None:

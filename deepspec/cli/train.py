@@ -110,6 +110,8 @@ def _settings(
             if not saved.is_file():
                 raise ConfigError(f"--resume: {flags['out']} holds no run (there is no config.json in it)")
             file = str(saved)
+            # Trust is given on the command line alone: the folder may be somebody else's.
+            flags = {**flags, "target.trust_remote_code": bool(flags["target.trust_remote_code"])}
     settings = resolve(strategy, file=file, flags=flags, sets=sets).config()
     settings.strategy.check()
     return settings

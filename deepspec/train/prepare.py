@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: What a resumed run may have different: where it runs, and how it is measured afterwards.
-_FREE_KEYS = ("out", "device", "target.device", "eval.")
+#: What a resumed run may have different: where it runs, what is trusted, how it is measured afterwards.
+_FREE_KEYS = ("out", "device", "target.device", "target.trust_remote_code", "eval.")
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,8 @@ def test_a_run_folder_cannot_have_its_targets_code_run(own_code: Path, tmp_path:
     task = f"mine={save_prompts(tmp_path / 'prompts.jsonl', ['the cat'])}"
     generate = ("generate", tmp_path / "run", "--prompt", "the cat", "--max-tokens", "2")
     evaluate = ("eval", tmp_path / "run", "--task-file", task, "--max-tokens", "2")
-    for command in (generate, evaluate):
+    resume = ("train", "--resume", "--out", tmp_path / "run", "--no-eval", "--device", "cpu")
+    for command in (generate, evaluate, resume):
         assert "pass --trust-remote-code" in only_line(run(*command))
         trusted = run(*command, "--trust-remote-code")
         assert trusted.code == 0, trusted.err

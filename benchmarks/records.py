@@ -97,10 +97,13 @@ def _decoding_table(record: dict[str, Any]) -> str:
 
 
 def _training_table(record: dict[str, Any]) -> str:
-    rows = ["| strategy | τ (95 %) | conditional acceptance by position |", "|---|---|---|"]
+    rows = [
+        "| strategy | temperature | τ (95 %) | conditional acceptance by position |",
+        "|---|---|---|---|",
+    ]
     for run in record["result"]["runs"]:
         rates = " ".join(f"{rate:.2f}".lstrip("0") for rate in run["conditional_acceptance"])
-        rows.append(f"| {run['strategy']} | {_tau(run)} | {rates} |")
+        rows.append(f"| {run['strategy']} | {run['temperature']:g} | {_tau(run)} | {rates} |")
     setting = record["result"]["setting"]
     return "\n".join([f"Trained from scratch, {setting}:", "", *rows, "", _machine(record)])
 

@@ -103,6 +103,7 @@ class Anchors:
         positions: int64 ``[R]``, their absolute positions.
         max_position: the largest position (host side), so that nobody has to ask the device for it.
         num_draft: how many tokens will be drafted at most this round.
+        slot_range: the slots as a slice when they follow one another (host side), else None.
     """
 
     slots: Tensor
@@ -110,6 +111,7 @@ class Anchors:
     positions: Tensor
     max_position: int
     num_draft: int
+    slot_range: slice | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ RESULT = {
     "runs": [
         {
             "strategy": "dflash",
+            "temperature": 1.0,
             "accepted_length": {"mean": 2.0, "ci95": [1.9, 2.1]},
             "conditional_acceptance": [0.5, 0.25],
         }

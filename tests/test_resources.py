@@ -106,3 +106,9 @@ def test_generating_names_the_length(run: Run, exhausted: Callable[[type, str], 
     exhausted(Target, method)
     with pytest.raises(ResourceError, match=r"lower --max-tokens \(now 9\), shorten the prompt of 2 tokens"):
         list(deepspec.generate(run, "ab", params=SamplingParams(max_tokens=9)))
+
+
+def test_an_engines_draft_state_names_its_knobs(run: Run, exhausted: Callable[[type, str], None]) -> None:
+    exhausted(type(run.parts.drafter), "allocate")
+    with pytest.raises(ResourceError, match=r"5 requests of \d+ positions; lower max_batch or max_positions"):
+        Engine(run.target, run.parts, max_batch=5, max_positions=40)

@@ -18,6 +18,7 @@ from deepspec.engine.plain import plain_parts
 from deepspec.engine.queue import RequestQueue, StepPlan
 from deepspec.engine.request import Completion, Request, TokenEvent
 from deepspec.errors import ConfigError
+from deepspec.resources import memory
 from deepspec.sampling import SamplingParams, request_seed
 from deepspec.strategy import Parts
 from deepspec.target import Target
@@ -65,7 +66,8 @@ class Engine:
         self._loop = Loop(target, self.parts, target.new_slots(max_batch, room))
         self.parts.modules().eval()
         draft_device = self.parts.drafter.context.target.embedding.device
-        self.parts.drafter.allocate(max_batch, room, target.dtype, draft_device)
+        with memory(lambda: _needs_memory(max_batch, room)):
+            self.parts.drafter.allocate(max_batch, room, target.dtype, draft_device)
         self._queue = RequestQueue(max_batch, prefill_chunk)
         self._seed, self._count = seed, 0
         self._observers = tuple(observers)
@@ -247,3 +249,10 @@ class Engine:
         )
         for observer in self._observers:
             observer(record)
+
+
+def _needs_memory(num_slots: int, max_positions: int) -> str:
+    return (
+        f"memory ran out for the drafter's state of {num_slots} requests of {max_positions} positions; "
+        "lower max_batch or max_positions"
+    )

@@ -24,7 +24,7 @@ from deepspec.interfaces import RoundUniforms
 from deepspec.sampling import SamplingParams, batch_sampling
 from deepspec.strategy import Parts
 from deepspec.target import KVSlots, Span, Target
-from deepspec.target.packed import span_rows
+from deepspec.target.packed import as_range, span_rows
 from deepspec.types import Anchors, Draft, Extension, Features, Load, Sampling, TargetRows, Verdict
 
 
@@ -144,12 +144,14 @@ class Loop:
         lengths = torch.full_like(anchors, num_draft)
         draft = _empty_draft(anchors, noise)
         if num_draft > 0:
+            slots = [r.slot for r in decoding]
             start = Anchors(
-                slots=self._ids([r.slot for r in decoding], draft=True),
+                slots=self._ids(slots, draft=True),
                 tokens=anchors.to(self._draft_device),
                 positions=self._ids(positions, draft=True),
                 max_position=max(positions),
                 num_draft=num_draft,
+                slot_range=as_range(slots),
             )
             drafted = run_draft(
                 self.parts, start, _sampling_on(sampling, self._draft_device), noise.to(self._draft_device)

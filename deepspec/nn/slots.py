@@ -26,6 +26,6 @@ class SlotStore:
         """Store ``values [T, *shape]`` at slots ``rows [T]`` and ``positions [T]``."""
         self._rows.index_copy_(0, rows * self.max_positions + positions, values)
 
-    def read(self, slots: Tensor, length: int) -> Tensor:
-        """The first ``length`` positions of some slots: ``[R, length, *shape]``."""
+    def read(self, slots: Tensor | slice, length: int) -> Tensor:
+        """The first ``length`` positions of some slots: ``[R, length, *shape]``; a view for a slice."""
         return self._slots[:, :length][slots]

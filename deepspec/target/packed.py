@@ -34,6 +34,12 @@ class Span(NamedTuple):
     length: int
 
 
+def as_range(slots: Sequence[int]) -> slice | None:
+    """The slots as a slice, None when they do not follow one another."""
+    whole = range(slots[0], slots[0] + len(slots))
+    return slice(whole.start, whole.stop) if list(slots) == list(whole) else None
+
+
 def span_rows(spans: Sequence[Span]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Slot and absolute position of every packed token, int64 ``[T]`` each."""
     slots, starts, counts = np.array(spans, dtype=np.int64).T
@@ -159,10 +165,10 @@ def _make_group(members: list[tuple[Span, int]], device: torch.device) -> Group:
         rows = (offsets + steps).minimum(last)
         real = _real_rows(members, most, device)
     slots = [span.slot for span in spans]
-    ranged = slots == list(range(slots[0], slots[0] + len(slots)))
+    ranged = as_range(slots)
     return Group(
         rows=rows,
-        slots=slice(slots[0], slots[0] + len(slots)) if ranged else torch.tensor(slots, device=device),
+        slots=torch.tensor(slots, device=device) if ranged is None else ranged,
         num_spans=len(spans),
         num_queries=most,
         num_keys=max(span.start + span.length for span in spans),

@@ -7,12 +7,13 @@ the token at anchor + k + 1. Weight names are the field's shared ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import embedding, pad, scaled_dot_product_attention
+from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from deepspec.errors import ConfigError
 from deepspec.interfaces import BuildContext, Drafter, PartConfig, Readout
@@ -43,6 +44,10 @@ class BlockState:
     """A round's hidden states ``[R, G, H]``."""
 
     hidden: Tensor
+
+
+#: Takes a block's keys and values ``[B, Q, kv heads, d]`` and returns those of context and block.
+JoinContext = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def draft_depth(num_layers: int) -> int:
@@ -78,18 +83,16 @@ class ContextAttention(nn.Module):
         return apply_rotary(keys, table), self.v_proj(x).unflatten(-1, heads)
 
     def forward(
-        self, x: Tensor, table: tuple[Tensor, Tensor], context: tuple[Tensor, Tensor], mask: Tensor
+        self, x: Tensor, table: tuple[Tensor, Tensor], join: JoinContext, mask: Tensor | None
     ) -> Tensor:
         """One block pass.
 
         Args:
             x: ``[B, Q, size]``. table: rotary table of the Q positions.
-            context: keys and values ``[B, L, kv heads, d]``.
-            mask: additive ``[B, 1, heads per kv head * Q, L + Q]``, or None when all is seen.
+            join: puts the block's keys and values behind the context's.
+            mask: additive ``[B, 1, heads per kv head * Q, keys]``, or None when all is seen.
         """
-        keys, values = self.keys_values(x, table)
-        keys = torch.cat([context[0], keys], dim=1).transpose(1, 2)
-        values = torch.cat([context[1], values], dim=1).transpose(1, 2)
+        keys, values = (part.transpose(1, 2) for part in join(*self.keys_values(x, table)))
         repeats = self.num_heads // self.num_kv_heads
         query = apply_rotary(
             self.q_norm(self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim))), table
@@ -111,10 +114,10 @@ class DraftLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(size, eps)
 
     def forward(
-        self, x: Tensor, table: tuple[Tensor, Tensor], context: tuple[Tensor, Tensor], mask: Tensor
+        self, x: Tensor, table: tuple[Tensor, Tensor], join: JoinContext, mask: Tensor | None
     ) -> Tensor:
         """See :meth:`ContextAttention.forward`."""
-        x = x + self.self_attn(self.input_layernorm(x), table, context, mask)
+        x = x + self.self_attn(self.input_layernorm(x), table, join, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -149,7 +152,7 @@ class DFlashDrafter(Drafter[BlockState]):
         self.layers = nn.ModuleList(layers)
         self._layers = tuple(layers)
         self.norm = RMSNorm(size, eps)
-        self.slots: list[tuple[SlotStore, SlotStore]] = []
+        self.slots: list[SlotStore] = []
 
     @property
     def hidden_size(self) -> int:
@@ -167,11 +170,11 @@ class DFlashDrafter(Drafter[BlockState]):
         return Readout(weight=self.info.lm_head, softcap=self.info.final_softcap)
 
     def allocate(self, num_slots: int, max_positions: int, dtype: torch.dtype, device: torch.device) -> None:
-        def store(layer: DraftLayer) -> SlotStore:
-            shape = (layer.self_attn.num_kv_heads, layer.self_attn.head_dim)
-            return SlotStore(num_slots, max_positions, shape, dtype=dtype, device=device)
-
-        self.slots = [(store(layer), store(layer)) for layer in self._layers]
+        attention = self._layers[0].self_attn
+        shape = (2, attention.num_kv_heads, attention.head_dim)  # keys and values
+        self.slots = [
+            SlotStore(num_slots, max_positions, shape, dtype=dtype, device=device) for _ in self._layers
+        ]
         self._decode_table = self._table(
             torch.arange(max_positions + self.context.draft_length, device=device), dtype
         )
@@ -179,19 +182,28 @@ class DFlashDrafter(Drafter[BlockState]):
     def extend(self, extension: Extension) -> None:
         injected = self._inject(extension.features.tapped)
         table = self._looked_up(extension.positions)
-        for layer, stores in zip(self._layers, self.slots, strict=True):
-            for store, values in zip(stores, layer.self_attn.keys_values(injected, table), strict=True):
-                store.write(extension.rows, extension.positions, values)
+        for layer, store in zip(self._layers, self.slots, strict=True):
+            pair = torch.stack(layer.self_attn.keys_values(injected, table), dim=1)
+            store.write(extension.rows, extension.positions, pair)
 
     def begin(self, anchors: Anchors) -> BlockState:
         num_draft = self.context.draft_length  # the whole block, as in training, also when fewer are drafted
-        steps = torch.arange(num_draft, device=anchors.positions.device)
+        positions = anchors.positions[:, None] + torch.arange(num_draft, device=anchors.positions.device)
         x = self._block_input(anchors.tokens, num_draft)
-        table = self._looked_up(anchors.positions[:, None] + steps)
-        length = anchors.max_position
+        table = self._looked_up(positions)
         mask = self._context_mask(anchors, x.dtype) if len(anchors.slots) > 1 else None
-        for layer, (keys, values) in zip(self._layers, self.slots, strict=True):
-            x = layer(x, table, (keys.read(anchors.slots, length), values.read(anchors.slots, length)), mask)
+        rows, flat = anchors.slots.repeat_interleave(num_draft), positions.flatten()
+        length = anchors.max_position + num_draft
+        where = anchors.slots if anchors.slot_range is None else anchors.slot_range
+        for layer, store in zip(self._layers, self.slots, strict=True):
+
+            def join(keys: Tensor, values: Tensor, store: SlotStore = store) -> tuple[Tensor, Tensor]:
+                # The block lies where its committed tokens will, until ``extend`` replaces it.
+                store.write(rows, flat, torch.stack([keys, values], dim=2).flatten(0, 1))
+                both = store.read(where, length)
+                return both[:, :, 0], both[:, :, 1]
+
+            x = layer(x, table, join, mask)
         return BlockState(hidden=self.norm(x))
 
     def step(self, state: BlockState, k: int, previous: Tensor) -> Tensor:
@@ -212,20 +224,26 @@ class DFlashDrafter(Drafter[BlockState]):
         mask = grid.mask(batch, x.dtype).repeat(1, 1, self.repeats, 1)
         table = self._table(positions, x.dtype)
         for layer in self._layers:
-            x = layer(x, table, layer.self_attn.keys_values(injected, context_table), mask)
+            context = layer.self_attn.keys_values(injected, context_table)
+
+            def join(
+                keys: Tensor, values: Tensor, context: tuple[Tensor, Tensor] = context
+            ) -> tuple[Tensor, Tensor]:
+                return torch.cat([context[0], keys], dim=1), torch.cat([context[1], values], dim=1)
+
+            x = layer(x, table, join, mask)
         return grid.gather(self.norm(x))
 
     def release(self, slot: int) -> None:
         """Nothing to do: a slot's next request overwrites it."""
 
     def _context_mask(self, anchors: Anchors, dtype: torch.dtype) -> Tensor:
-        """Additive ``[R, 1, heads per kv head * G, L + G]``: context before each anchor, all of the block."""
+        """Additive ``[R, 1, heads per kv head * G, keys]``: what lies before each block's end."""
         num_draft = self.context.draft_length
-        seen = (
-            torch.arange(anchors.max_position, device=anchors.positions.device) < anchors.positions[:, None]
-        )
+        ends = anchors.positions[:, None] + num_draft
+        seen = torch.arange(anchors.max_position + num_draft, device=ends.device) < ends
         mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
-        return pad(mask, (0, num_draft))[:, None, None].expand(-1, 1, self.repeats * num_draft, -1)
+        return mask[:, None, None].expand(-1, 1, self.repeats * num_draft, -1)
 
     def _looked_up(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = self._decode_table

@@ -71,7 +71,11 @@ def paired(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
 
 
 def batch_gain(run: Run, prompts: Prompts, batch: int, num_tokens: int) -> dict[str, Any]:
-    """Tokens/s of ``batch`` requests together over the same engine's one by one, in interleaved blocks."""
+    """Tokens/s of ``batch`` requests together over the same engine's one by one, in interleaved blocks.
+
+    Outputs are about as long as the prompts, or reading ``batch`` prompts, which gains nothing from a batch,
+    would outweigh decoding.
+    """
     params = SamplingParams(max_tokens=num_tokens, ignore_stop=True)
     gains: dict[str, list[float]] = {"plain": [], "speculative": []}
     for start in range(0, len(prompts) - batch + 1, batch):
@@ -80,7 +84,11 @@ def batch_gain(run: Run, prompts: Prompts, batch: int, num_tokens: int) -> dict[
             alone, together = (Engine(run.target, parts, max_batch=size) for size in (1, batch))
             one = tokens_per_second(alone, block[:: batch // 4], params)
             gains[name].append(tokens_per_second(together, block, params) / one)
-    return {"batch": batch, **{f"{name}_gain": spread(values) for name, values in gains.items()}}
+    return {
+        "batch": batch,
+        "num_tokens": num_tokens,
+        **{f"{name}_gain": spread(values) for name, values in gains.items()},
+    }
 
 
 def tokens_per_second(engine: Engine, prompts: Prompts, params: SamplingParams) -> float:
@@ -121,13 +129,14 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=99)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch-tokens", type=int, default=160)
     options = parser.parse_args()
     run = deepspec.load("demo")
-    config = EvalConfig(num_prompts=max(options.prompts, 4 * options.batch), max_tokens=options.tokens)
+    config = EvalConfig(num_prompts=max(options.prompts, 5 * options.batch), max_tokens=options.batch_tokens)
     prompts = collect_prompts(["stdlib"], run.target, config)["stdlib"]
     result = {
         "runs": [batch_one(run, prompts[: options.prompts], t, options.tokens) for t in (1.0, 0.0)],
-        "batch": batch_gain(run, prompts[: 4 * options.batch], options.batch, options.tokens),
+        "batch": batch_gain(run, prompts[: 4 * options.batch], options.batch, options.batch_tokens),
         "held_out_perplexity": held_out_perplexity(deepspec.load_target(TargetConfig()), stdlib_files(True)),
         "bars": BARS,
     }

@@ -89,8 +89,8 @@ def _decoding_table(record: dict[str, Any]) -> str:
     batch = record["result"]["batch"]
     gains = (
         f"Batch {batch['batch']} gives {_ratio(batch['speculative_gain'])} the tokens/s of batch 1 "
-        f"speculatively, {_ratio(batch['plain_gain'])} plainly. Held-out perplexity of the demo target: "
-        f"{record['result']['held_out_perplexity']:.1f} a token."
+        f"speculatively, {_ratio(batch['plain_gain'])} plainly, at {batch['num_tokens']} tokens a request. "
+        f"Held-out perplexity of the demo target: {record['result']['held_out_perplexity']:.1f} a token."
     )
     head = "Shipped demo target and drafter, batch 1, against transformers' `generate` with its cache:"
     return "\n".join([head, "", *rows, "", gains, "", _machine(record)])

@@ -253,7 +253,7 @@ def _describe(model: PreTrainedModel, config: Any, tokenizer: PreTrainedTokenize
         max_positions=config.max_position_embeddings,
         mask_token_id=_mask_token(config.vocab_size, tokenizer),
         embedding=embedding.weight,
-        embedding_scale=_embedding_scale(embedding),
+        embedding_scale=float(getattr(embedding, "embed_scale", 1.0)),
         lm_head=model.get_output_embeddings().weight,
         final_softcap=getattr(config, "final_logit_softcapping", None),
     )
@@ -272,11 +272,6 @@ def _rope_theta(config: Any) -> float:
         if "rope_theta" in candidate:
             return float(candidate["rope_theta"])
     return float(getattr(config, "rope_theta", None) or 10_000.0)
-
-
-def _embedding_scale(embedding: nn.Module) -> float:
-    scale = getattr(embedding, "embed_scale", 1.0)
-    return float(scale)
 
 
 def _mask_token(vocab_size: int, tokenizer: PreTrainedTokenizerBase | None) -> int | None:

@@ -7,18 +7,19 @@ the token at anchor + k + 1. Weight names are the field's shared ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import embedding, scaled_dot_product_attention
+from torch.nn.functional import embedding
 
 from deepspec.errors import ConfigError
 from deepspec.interfaces import BuildContext, Drafter, PartConfig, Readout
-from deepspec.nn import RMSNorm, SlotStore, SwiGLU, apply_rotary, rotary
+from deepspec.nn import RMSNorm, SlotStore, rotary
 from deepspec.types import AnchorBlocks, Anchors, Extension, Features, TokenBatch
+
+from .layers import ContextAttention, DraftLayer
 
 
 class DFlashConfig(PartConfig):
@@ -46,10 +47,6 @@ class BlockState:
     hidden: Tensor
 
 
-#: Takes a block's keys and values ``[B, Q, kv heads, d]`` and returns those of context and block.
-JoinContext = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
 def draft_depth(num_layers: int) -> int:
     """Draft layers for a target of that depth: five as published, fewer where it is shallow."""
     return min(5, max(1, round(num_layers / 6)))
@@ -61,64 +58,6 @@ def even_layers(num_layers: int, count: int) -> tuple[int, ...]:
     if count == 1 or last <= first:
         return (last,)
     return tuple(sorted({round(first + i * (last - first) / (count - 1)) for i in range(count)}))
-
-
-class ContextAttention(nn.Module):
-    """Attention of block slots over [context ; block], with one set of projections for both."""
-
-    def __init__(self, size: int, num_heads: int, num_kv_heads: int, head_dim: int, eps: float) -> None:
-        super().__init__()
-        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
-        self.q_proj = nn.Linear(size, num_heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(size, num_kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(size, num_kv_heads * head_dim, bias=False)
-        self.o_proj = nn.Linear(num_heads * head_dim, size, bias=False)
-        self.q_norm = RMSNorm(head_dim, eps)
-        self.k_norm = RMSNorm(head_dim, eps)
-
-    def keys_values(self, x: Tensor, table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Rotated keys and plain values ``[..., kv heads, d]`` of ``x [..., size]``."""
-        heads = (self.num_kv_heads, self.head_dim)
-        keys = self.k_norm(self.k_proj(x).unflatten(-1, heads))
-        return apply_rotary(keys, table), self.v_proj(x).unflatten(-1, heads)
-
-    def forward(
-        self, x: Tensor, table: tuple[Tensor, Tensor], join: JoinContext, mask: Tensor | None
-    ) -> Tensor:
-        """One block pass.
-
-        Args:
-            x: ``[B, Q, size]``. table: rotary table of the Q positions.
-            join: puts the block's keys and values behind the context's.
-            mask: additive ``[B, 1, heads per kv head * Q, keys]``, or None when all is seen.
-        """
-        keys, values = (part.transpose(1, 2) for part in join(*self.keys_values(x, table)))
-        repeats = self.num_heads // self.num_kv_heads
-        query = apply_rotary(
-            self.q_norm(self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim))), table
-        )
-        query = query.transpose(1, 2).reshape(len(x), self.num_kv_heads, repeats * x.shape[1], self.head_dim)
-        out = scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-        out = out.reshape(len(x), self.num_heads, x.shape[1], self.head_dim).transpose(1, 2)
-        return self.o_proj(out.flatten(2))
-
-
-class DraftLayer(nn.Module):
-    """Attention and MLP, each with a norm before it and a residual around it."""
-
-    def __init__(self, size: int, intermediate_size: int, attention: ContextAttention, eps: float) -> None:
-        super().__init__()
-        self.self_attn = attention
-        self.mlp = SwiGLU(size, intermediate_size)
-        self.input_layernorm = RMSNorm(size, eps)
-        self.post_attention_layernorm = RMSNorm(size, eps)
-
-    def forward(
-        self, x: Tensor, table: tuple[Tensor, Tensor], join: JoinContext, mask: Tensor | None
-    ) -> Tensor:
-        """See :meth:`ContextAttention.forward`."""
-        x = x + self.self_attn(self.input_layernorm(x), table, join, mask)
-        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class DFlashDrafter(Drafter[BlockState]):

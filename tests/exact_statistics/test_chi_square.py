@@ -99,7 +99,7 @@ def draw_counts(target: Target, parts: Parts | None, params: SamplingParams, num
 
 
 def p_value(counts: Tensor, law: Tensor) -> float:
-    """The smallest of the chi-square tests' p-values for the first one, two, .. tokens, times their number."""
+    """The smallest of the chi-square p-values for the first one, two, .. tokens, times their number."""
     found = []
     for length in range(1, counts.ndim + 1):
         later = tuple(range(length, counts.ndim))

@@ -40,7 +40,6 @@ class TrainingProgress:
         self._console = console
         self._every = every
         self._bar: Progress | None = None
-        self._task = None
         if console.is_terminal:
             self._bar = Progress(
                 TextColumn("step"),

@@ -65,6 +65,8 @@ def as_line(done: Completion, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def main() -> None:
+    """Write the continuations to the file that is named on the command line."""
+    """Write the continuations to the file that is named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m deepspec.data.build_continuations", description=__doc__)
     parser.add_argument("file", type=Path)
     file: Path = parser.parse_args().file

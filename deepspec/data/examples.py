@@ -91,7 +91,8 @@ def _expand(path: str) -> list[Path]:
         return [here]
     if _GLOB_CHARACTERS.isdisjoint(path):
         raise DataError(f"{path}: no such file or folder")
-    matches = [Path(match) for match in sorted(glob.glob(str(here), recursive=True))]
+    # Path.glob refuses absolute patterns.
+    matches = [Path(match) for match in sorted(glob.glob(str(here), recursive=True))]  # noqa: PTH207
     files = [match for match in matches if match.is_file()]
     if not files:
         raise DataError(f"{path}: the glob matches no file (in quotes, ** also enters folders)")

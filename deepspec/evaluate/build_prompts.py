@@ -156,6 +156,8 @@ def build(out: Path, recipe: Recipe) -> None:
 
 
 def main() -> None:
+    """Write the prompt files to ``--out``."""
+    """Write the prompt files to ``--out``."""
     parser = argparse.ArgumentParser(prog="python -m deepspec.evaluate.build_prompts", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()

@@ -263,6 +263,8 @@ def sha256(path: Path) -> str:
 
 
 def main() -> None:
+    """Train the demo target and write it to ``--out``."""
+    """Train the demo target and write it to ``--out``."""
     parser = argparse.ArgumentParser(prog="python -m deepspec.target.demo", description=__doc__)
     parser.add_argument("action", choices=["build"])
     parser.add_argument("--out", type=Path, required=True)

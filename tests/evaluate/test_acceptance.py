@@ -138,8 +138,8 @@ def test_counts_of_single_rounds_are_as_documented():
 @given(st.lists(st.tuples(st.integers(0, G), st.integers(0, G), st.integers(1, G + 1), st.booleans())))
 def test_rates_are_probabilities_and_survival_never_increases(numbers):
     rounds = []
-    for verified, accepted, emitted, stopped in numbers:
-        accepted = min(accepted, verified)
+    for verified, wanted, emitted, stopped in numbers:
+        accepted = min(wanted, verified)
         rounds.append(make_round(verified, accepted, emitted=min(emitted, accepted + 1), stopped=stopped))
     rates = position_rates(rounds, G)
     assert all(0 <= a <= n <= len(rounds) for a, n in zip(rates.accepted, rates.observed, strict=True))

@@ -12,13 +12,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 from hypothesis import HealthCheck, settings
 
-settings.register_profile(
-    "deepspec",
-    deadline=None,  # a slow machine is no failure
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-settings.load_profile("deepspec")
+# A slow machine is no failure. ``make test`` tries the same few examples each time, ``make test-all`` many
+# new ones, and prints how to repeat one that fails.
+ANY_SPEED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", ANY_SPEED, max_examples=30, derandomize=True)
+settings.register_profile("thorough", ANY_SPEED, max_examples=1000, print_blob=True)
+settings.load_profile("thorough" if os.environ.get("DEEPSPEC_THOROUGH") == "1" else "quick")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deepspec.interfaces import BuildContext, LengthPolicy
@@ -31,7 +31,6 @@ def test_fixed_verifies_what_was_drafted() -> None:
     assert policy.draft_length(Load(3)) == 3
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 100_000), st.floats(0.05, 0.95))
 def test_threshold_is_jointly_non_anticipating(seed: int, threshold: float) -> None:
     generator = torch.Generator().manual_seed(seed)

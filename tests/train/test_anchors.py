@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deepspec.train.anchors import blocks_at, sample_anchors, select_rows
@@ -93,7 +93,6 @@ def test_selected_rows_are_counted_from_the_first():
     assert part.labels.equal(blocks.labels[3:])
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     lengths=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=3),
     anchors=st.integers(1, 12),

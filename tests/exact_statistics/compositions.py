@@ -31,8 +31,8 @@ def names(kind: str) -> list[str]:
     return sorted(found)
 
 
-POLICIES, VERIFIERS, CALIBRATORS = names("policy"), names("verifier"), names("calibrator")
-HEADS = [name for name in names("head") if name != "none"]
+HEADS, CALIBRATORS = names("head"), names("calibrator")
+POLICIES, VERIFIERS = names("policy"), names("verifier")
 
 
 def tiny_target(vocab_size: int, dtype: torch.dtype = torch.float64, **changes: object) -> Target:
@@ -51,12 +51,13 @@ def tiny_target(vocab_size: int, dtype: torch.dtype = torch.float64, **changes: 
 
 def build(info: TargetInfo, name: str, draft_length: int, dtype: torch.dtype, **parts: Any) -> Parts:
     """A registered strategy for ``info`` with random weights, none of them zero."""
-    strategy = Strategy.named(name, _MANAGER).replace(
-        draft_length=draft_length, head={"confidence": "linear"}, **parts
-    )
+    changes = {"head": {"confidence": "linear"}, **parts}
+    strategy = Strategy.named(name, _MANAGER).replace(draft_length=draft_length, **changes)
     torch.manual_seed(1)
     built = strategy.build(info, manager=_MANAGER)
     for weight in built.head.parameters():
         nn.init.normal_(weight, std=0.3)
-    built.modules().to(dtype).eval()
+    if dtype != torch.float32:  # what they are made in; torch refuses to convert fake weights
+        built.modules().to(dtype)
+    built.modules().eval()
     return built

@@ -1,11 +1,12 @@
 # Each target sets everything up by itself. pip's own settings (PIP_*, pip.conf) pass through untouched;
 # the second run finds the stamp and needs no network.
 PYTHON ?= python3
-VENV := .venv
+# Another interpreter gets an environment of its own: make test PYTHON=python3.13
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup train test bench lint
+.PHONY: setup train test test-all test-oldest mutants bench lint
 
 setup: $(STAMP)
 
@@ -20,6 +21,20 @@ train: setup
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
 
+# Many more examples and draws, and each source mutation; see CONTRIBUTING.
+test-all: setup
+	DEEPSPEC_THOROUGH=1 $(BIN)/python -m pytest $(ARGS)
+
+mutants: setup
+	$(BIN)/python tests/mutants/run.py $(ARGS)
+
+# The oldest versions that pyproject.toml allows, in an environment of their own (torch's default wheel is gigabytes).
+OLDEST := .venv-oldest/bin/python
+test-oldest:
+	test -x $(OLDEST) || python3.11 -m venv .venv-oldest
+	$(OLDEST) -m pip install -q -e ".[test]" "torch==2.9.*" "transformers==5.10.*"
+	$(OLDEST) -m pytest $(ARGS)
+
 bench: setup
 	$(BIN)/python benchmarks/bench.py; missed=$$?; $(BIN)/python benchmarks/training.py && exit $$missed
 
@@ -28,3 +43,6 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/vulture
+	$(BIN)/deptry .
+	$(BIN)/lint-imports

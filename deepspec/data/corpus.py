@@ -47,10 +47,6 @@ class TokenizedCorpus:
         return len(self.ends)
 
     @property
-    def num_documents(self) -> int:
-        return len(set(self.documents.tolist()))
-
-    @property
     def num_tokens(self) -> int:
         return len(self.tokens)
 

@@ -1,4 +1,4 @@
-"""Settings of every test: no network, no user's cache, GPU tests skipped with a reason."""
+"""Settings of every test: guarded, without the user's cache, GPU tests skipped with a reason."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+pytest_plugins = ["tests.watch.guards"]
 
 # A slow machine is no failure. ``make test`` tries the same few examples each time, ``make test-all`` many
 # new ones, and prints how to repeat one that fails.

@@ -1,0 +1,60 @@
+"""Guards of every test: no network but this machine's own, and no skip that was not agreed on."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+#: Why a test may be skipped; any other skip, and any expected failure, is a failure.
+ALLOWED_SKIPS = (r"needs a CUDA device, and this machine has none",)
+
+
+def refuse_network(connect: Any) -> Any:
+    """``socket.connect`` that reaches this machine alone."""
+
+    def guarded(self: socket.socket, address: Any) -> Any:
+        host = address[0] if isinstance(address, tuple) else "127.0.0.1"  # a path is a local socket
+        if not _is_loopback(host):
+            raise AssertionError(f"a test reached for {host}; tests use no network but this machine's own")
+        return connect(self, address)
+
+    return guarded
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse_network(getattr(socket.socket, name)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a skip without an agreed reason into a failure."""
+    return _judged((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for modules that skip themselves."""
+    return _judged((yield))
+
+
+def _judged(report: Any) -> Any:
+    if report.outcome == "skipped":
+        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        if hasattr(report, "wasxfail") or not any(re.search(allowed, reason) for allowed in ALLOWED_SKIPS):
+            report.outcome = "failed"
+            report.longrepr = f"skipped for a reason that tests/watch/guards.py does not allow: {reason}"
+    return report

@@ -1,0 +1,83 @@
+"""What the command line shows is a file under ``snapshots/``: each help page, each kind of bad input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from deepspec import cli
+from tests.command_line import run
+from tests.watch.snapshot import SNAPSHOTS, check_snapshot
+
+
+def commands(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of every command and group, as typed."""
+    yield words
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*words, name))
+
+
+COMMANDS = list(commands(typer.main.get_command(cli.app)))
+BAD_INPUT = [
+    ["trian"],
+    ["train", "--stepz", "3"],
+    ["train", "--steps", "three"],
+    ["train"],
+    ["train", "--strategy", "toy-strategy"],
+    ["train", "--strategy", "dsparc"],
+    ["train", "--strategy", "dflash", "--set", "head.type=markow"],
+    ["train", "--strategy", "dspark", "--set", "head.rnk=3"],
+    ["train", "--strategy", "dspark", "--set", "train.num_step=3"],
+    ["train", "--strategy", "dspark", "--steps", "0"],
+    ["train", "--strategy", "dspark", "--config", "absent.toml"],
+    ["train", "--resume"],
+    ["train", "--resume", "--out", "nowhere"],
+    ["eval"],
+    ["eval", "nowhere"],
+    ["eval", "demo", "--task-file", "mine.jsonl"],
+    ["generate", "--prompt", "a", "--file", "b"],
+    ["generate", "--file", "absent.txt"],
+    ["generate", "--prompt", ""],
+    ["generate", "nowhere", "--prompt", "a"],
+    ["generate", "--prompt", "a", "--top-p", "0"],
+    ["runs", "nowhere"],
+    ["config", "show", "--set", "sed=3"],
+]
+
+
+@pytest.fixture(autouse=True)
+def _plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words) or "deepspec")
+def test_help_fits_80_columns_and_describes_every_option(words: tuple[str, ...]) -> None:
+    ran = run(*words, "--help")
+    lines = ran.out.splitlines()
+    assert ran.code == 0
+    assert max(map(len, lines)) <= 80
+    for line, following in pairwise(lines):
+        if line.startswith(("│ --", "│ *")):
+            cells = [line.strip("│ ").split("  ")[-1], following.strip("│ ")]
+            assert any(" " in cell for cell in cells), f"{line!r} says nothing"
+    check_snapshot(ran.out, SNAPSHOTS / f"help-{'-'.join(words) or 'deepspec'}.txt")
+
+
+def test_bad_input_is_one_line_and_exit_code_2_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = []
+    for words in BAD_INPUT:
+        ran = run(*words)
+        shown += [f"$ deepspec {' '.join(word or repr(word) for word in words)}\n", ran.err]
+        assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1), words
+        assert ran.err.startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
+    check_snapshot("".join(shown), SNAPSHOTS / "bad-input.txt")

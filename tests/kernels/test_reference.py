@@ -144,6 +144,13 @@ def test_large_vocabularies_draw_by_block_and_then_inside_it() -> None:
     assert draw(weights, uniforms).tolist() == hot
 
 
+def test_each_level_of_a_large_draw_has_a_uniform_of_its_own() -> None:
+    weights = torch.zeros(2, 2 * BLOCK, dtype=torch.float64)
+    weights[:, [0, 1, BLOCK, BLOCK + 1]] = 0.25
+    uniforms = torch.tensor([[0.2, 0.7], [0.7, 0.2]], dtype=torch.float64)
+    assert draw(weights, uniforms).tolist() == [1, BLOCK]
+
+
 def test_ragged_requests_equal_one_by_one() -> None:
     generator = torch.Generator().manual_seed(3)
     lengths = torch.tensor([0, 3, 1, 2])

@@ -24,6 +24,11 @@ def test_threshold_stops_at_the_first_low_confidence() -> None:
     assert lengths.tolist() == [1, 3, 0, 2]
 
 
+def test_threshold_is_one_of_each_confidence_and_not_of_their_product() -> None:
+    conditional = torch.full((1, 3), 0.7).double()
+    assert _threshold(0.6).lengths(conditional.cumprod(1), torch.tensor([3]), Load(1)).tolist() == [3]
+
+
 def test_fixed_verifies_what_was_drafted() -> None:
     policy = FixedLength(FixedLength.Config(), BuildContext(tiny_info(), 3))
     drafted = torch.tensor([3, 0, 2])

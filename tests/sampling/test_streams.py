@@ -33,9 +33,11 @@ def test_uniforms_are_a_function_of_their_keys_alone() -> None:
 
 def test_streams_indices_epochs_and_seeds_give_different_draws() -> None:
     at = (np.uint64(9), np.uint64(2), np.uint64(1))
+    assert len(Stream.__members__) == len(Stream)  # two names of one number would be one stream
     draws = [uniforms(*at, stream, epoch)[0] for stream in Stream for epoch in (0, 1)]
     draws += [
         uniforms(np.uint64(10), *at[1:], Stream.DRAFT)[0],
+        uniforms(np.uint64(9 + 2**32), *at[1:], Stream.DRAFT)[0],
         uniforms(at[0], at[1], np.uint64(3), Stream.DRAFT)[0],
     ]
     assert len({float(d) for d in draws}) == len(draws)

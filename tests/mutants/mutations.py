@@ -1,0 +1,345 @@
+"""Small mistakes that somebody could make in the source, each with the tests that must notice.
+
+An entry that no longer applies is stale: mend its text when the source changes, or replace it when the line
+it broke has gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+TARGET = ("tests/target/test_model.py",)
+PROCESS = ("tests/sampling/test_process.py",)
+SAMPLER = ("tests/sampling/test_sampler.py",)
+STREAMS = ("tests/sampling/test_streams.py",)
+RULES = ("tests/kernels/test_reference.py",)
+POLICIES = ("tests/policies/test_policies.py",)
+NOISE = ("tests/engine/test_noise.py",)
+DRAFT = ("tests/engine/test_draft.py",)
+ENGINE = ("tests/engine/test_engine.py",)
+LAW = ("tests/exact_statistics/test_chi_square.py",)
+OBJECTIVE = ("tests/train/test_objective.py",)
+DRAFTER = ("tests/strategies/test_dflash.py",)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One mistake.
+
+    Attributes:
+        name: what it is called in the table. file: what it changes, from the repository's root.
+        old, new: the text, which occurs exactly once, and what stands in its place.
+        wrong: why the result is wrong.
+        tests: test files of which at least one must fail.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    wrong: str
+    tests: tuple[str, ...]
+
+    def stale(self, root: Path = ROOT) -> str | None:
+        """Why the entry does not fit the sources any more, or None."""
+        path = root / self.file
+        count = path.read_text().count(self.old) if path.is_file() else 0
+        if count != 1:
+            return f"{self.name}: {self.old!r} occurs {count} times in {self.file}, not once"
+        missing = [test for test in self.tests if not (root / test).is_file()]
+        return f"{self.name}: no such test file: {', '.join(missing)}" if missing else None
+
+
+MUTANTS = (
+    Mutant(
+        "zero mass drawn",
+        "deepspec/sampling/categorical.py",
+        "torch.searchsorted(cumulative, point, right=True)",
+        "torch.searchsorted(cumulative, point, right=False)",
+        "a uniform of 0, or one on a step, gives a token without mass",
+        RULES,
+    ),
+    Mutant(
+        "one uniform for both levels",
+        "deepspec/sampling/categorical.py",
+        "return chosen * BLOCK + _invert(inside, second)",
+        "return chosen * BLOCK + _invert(inside, first)",
+        "the place inside a block of the vocabulary then depends on which block it is",
+        RULES,
+    ),
+    Mutant(
+        "uniform of one",
+        "deepspec/sampling/categorical.py",
+        "uniforms.to(dtype).clamp(max=1 - torch.finfo(dtype).eps / 2)",
+        "uniforms.to(dtype)",
+        "a 53-bit uniform may round to 1 in float32, and then refuses p = q",
+        RULES,
+    ),
+    Mutant(
+        "no upcast",
+        "deepspec/sampling/process.py",
+        "values = logits if logits.dtype == torch.float64 else logits.float()",
+        "values = logits",
+        "bf16 rows are sampled in bf16: q is not what a float32 verifier recomputes",
+        PROCESS,
+    ),
+    Mutant(
+        "ties of top-k cut",
+        "deepspec/sampling/process.py",
+        "kept &= ordered >= ordered.gather(-1, top_k[:, None] - 1)",
+        "kept &= ordered > ordered.gather(-1, top_k[:, None] - 1)",
+        "tokens tied with the cut-off are dropped",
+        PROCESS,
+    ),
+    Mutant(
+        "top-p before top-k",
+        "deepspec/sampling/process.py",
+        "mass = ordered.masked_fill(~kept, NEG_INF).softmax(dim=-1)",
+        "mass = ordered.softmax(dim=-1)",
+        "the nucleus is then taken of tokens that top-k has removed",
+        PROCESS,
+    ),
+    Mutant(
+        "q before temperature",
+        "deepspec/sampling/sampler.py",
+        "log_q = values.gather(-1, tokens[:, None])[:, 0] - log_sum_exp",
+        "log_q = logits.log_softmax(dim=-1).gather(-1, tokens[:, None])[:, 0]",
+        "the recorded q is not the q that was sampled",
+        SAMPLER,
+    ),
+    Mutant(
+        "nine rounds of Philox",
+        "deepspec/sampling/streams.py",
+        "np.outer(np.arange(10,",
+        "np.outer(np.arange(9,",
+        "another generator than the published one",
+        STREAMS,
+    ),
+    Mutant(
+        "half a seed",
+        "deepspec/sampling/streams.py",
+        "halves = np.stack([key & _MASK, key >> _SHIFT], axis=-1)",
+        "halves = np.stack([key & _MASK, key & _MASK], axis=-1)",
+        "requests whose seeds differ in the upper 32 bits alone share all their noise",
+        STREAMS,
+    ),
+    Mutant(
+        "residual stream is accept's",
+        "deepspec/sampling/streams.py",
+        "RESIDUAL = 2",
+        "RESIDUAL = 1",
+        "the noise that refuses a token also chooses its replacement",
+        STREAMS,
+    ),
+    Mutant(
+        "accept shares draft's noise",
+        "deepspec/engine/noise.py",
+        "[(0, k, Stream.ACCEPT) for k in steps]",
+        "[(0, k, Stream.DRAFT) for k in steps]",
+        "a token is judged by the noise that drew it",
+        NOISE,
+    ),
+    Mutant(
+        "one uniform a block",
+        "deepspec/engine/noise.py",
+        "[(0, k, Stream.DRAFT) for k in steps]",
+        "[(0, 0, Stream.DRAFT) for k in steps]",
+        "the tokens of a block are drawn with the same noise",
+        NOISE,
+    ),
+    Mutant(
+        "delta keyed by round",
+        "deepspec/engine/noise.py",
+        "(k + 1, 0, Stream.DELTA)",
+        "(1, k, Stream.DELTA)",
+        "a position's noise depends on where its round began: no longer plain decoding's",
+        ENGINE,
+    ),
+    Mutant(
+        "accept at equality",
+        "deepspec/kernels/reference.py",
+        "* log_q.exp() < log_p.exp()",
+        "* log_q.exp() <= log_p.exp()",
+        "a uniform of 0 accepts a token that the target never gives",
+        RULES,
+    ),
+    Mutant(
+        "residual is p",
+        "deepspec/kernels/reference.py",
+        "left = (p - q).clamp_(min=0.0)",
+        "left = p - 0 * q",
+        "a refused token can be drawn again: its mass counts twice",
+        RULES,
+    ),
+    Mutant(
+        "residual of the first position",
+        "deepspec/kernels/reference.py",
+        "index = accepted.clamp(max=last)",
+        "index = torch.zeros_like(accepted)",
+        "the q that is subtracted is not the one that the refused token came from",
+        LAW,
+    ),
+    Mutant(
+        "bonus of the first row",
+        "deepspec/kernels/reference.py",
+        "final = rows.gather(1, accepted[:, None])[:, 0]",
+        "final = rows[:, 0]",
+        "the closing token comes from the row of another position",
+        LAW,
+    ),
+    Mutant(
+        "accept past a rejection",
+        "deepspec/kernels/reference.py",
+        "(kept & inside).to(torch.int64).cumprod(dim=1).sum(dim=1)",
+        "(kept & inside).to(torch.int64).sum(dim=1)",
+        "positions after the first rejection count as accepted",
+        RULES,
+    ),
+    Mutant(
+        "a row to its neighbour",
+        "deepspec/kernels/reference.py",
+        "torch.searchsorted(target.starts, every_row, right=True) - 1",
+        "torch.searchsorted(target.starts, every_row, right=False).sub(1).clamp(min=0)",
+        "a request's first row is processed with the parameters of the request before it",
+        RULES,
+    ),
+    Mutant(
+        "delta one late",
+        "deepspec/kernels/reference.py",
+        "drawn[:, :num_draft] == draft.tokens",
+        "drawn[:, 1:] == draft.tokens",
+        "a draft is compared with the draw of the next position",
+        ENGINE,
+    ),
+    Mutant(
+        "threshold of survival",
+        "deepspec/policies/threshold.py",
+        "conditional = where(before > 0, survival / before, 0.0)",
+        "conditional = survival",
+        "the threshold is one of each conditional confidence, not of their product",
+        POLICIES,
+    ),
+    Mutant(
+        "threshold looks ahead",
+        "deepspec/policies/threshold.py",
+        ".to(drafted.dtype).cumprod(dim=1).sum(dim=1)",
+        ".to(drafted.dtype).sum(dim=1)",
+        "confidences past the admitted length decide that length: the output is biased",
+        POLICIES,
+    ),
+    Mutant(
+        "Markov step forgets",
+        "deepspec/heads/markov.py",
+        "return self.block(previous, hidden), None",
+        "return self.block(previous * 0, hidden), None",
+        "decoding then computes other logits than training",
+        DRAFTER,
+    ),
+    Mutant(
+        "head sees the anchor only",
+        "deepspec/engine/draft.py",
+        "head.step(previous, hidden, memory)",
+        "head.step(anchors.tokens, hidden, memory)",
+        "decoding then computes other logits than training",
+        DRAFT,
+    ),
+    Mutant(
+        "own-token confidence",
+        "deepspec/engine/draft.py",
+        "(scale(logits, sampling).amax(dim=-1) - drawn.log_sum_exp).exp()",
+        "drawn.log_q.exp()",
+        "a length that depends on the drawn token by its own probability biases the output",
+        DRAFT,
+    ),
+    Mutant(
+        "drafter misses what was accepted",
+        "deepspec/engine/engine.py",
+        "kept = [1 + accepted for accepted in",
+        "kept = [1 for accepted in",
+        "the drafter's state has holes where tokens were accepted",
+        DRAFT,
+    ),
+    Mutant(
+        "first token's noise used twice",
+        "deepspec/engine/loop.py",
+        "positions = [r.prompt_length - 1 for r in requests]",
+        "positions = [r.prompt_length for r in requests]",
+        "the token that closes the prompt and the next one share their noise",
+        LAW,
+    ),
+    Mutant(
+        "prompt read at its start",
+        "deepspec/engine/loop.py",
+        "wanted.append(total - 1)",
+        "wanted.append(total - chunk.count)",
+        "the first token is drawn after the first token of the last chunk",
+        LAW,
+    ),
+    Mutant(
+        "stop token left out",
+        "deepspec/engine/request.py",
+        "taken = taken[: stop + 1]",
+        "taken = taken[:stop]",
+        "a text loses its end token",
+        ENGINE,
+    ),
+    Mutant(
+        "one token too few",
+        "deepspec/engine/request.py",
+        "taken = new[:room]",
+        "taken = new[: max(1, room - 1)]",
+        "tokens that were decided are thrown away",
+        ENGINE,
+    ),
+    Mutant(
+        "weights decay one early",
+        "deepspec/train/objective.py",
+        "math.exp(-k / decay)",
+        "math.exp(-(k + 1) / decay)",
+        "the first position weighs 1",
+        OBJECTIVE,
+    ),
+    Mutant(
+        "target one position late",
+        "deepspec/train/objective.py",
+        "anchors.columns[blocks] + offsets]",
+        "anchors.columns[blocks] + offsets + 1]",
+        "the drafter learns the target's law of the next position",
+        OBJECTIVE,
+    ),
+    Mutant(
+        "acceptance of twice the distance",
+        "deepspec/train/terms.py",
+        "(1 - self.distance.detach() / 2)",
+        "(1 - self.distance.detach())",
+        "L1 is twice the total variation",
+        OBJECTIVE,
+    ),
+    Mutant(
+        "slots one position late",
+        "deepspec/nn/slots.py",
+        "rows * self.max_positions + positions, values",
+        "rows * self.max_positions + (positions + 1) % self.max_positions, values",
+        "the drafter reads a slot that holds another position",
+        DRAFTER,
+    ),
+    Mutant(
+        "KV rows one position late",
+        "deepspec/target/packed.py",
+        "offsets + np.arange(ends[-1])",
+        "offsets + np.arange(ends[-1]) + 1",
+        "keys lie one position behind where attention looks for them",
+        TARGET,
+    ),
+    Mutant(
+        "blind to itself",
+        "deepspec/target/packed.py",
+        "seen = keys <= positions",
+        "seen = (keys < positions) | (keys == 0)",
+        "a token does not attend to itself",
+        TARGET,
+    ),
+)

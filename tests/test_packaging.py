@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -37,37 +43,93 @@ def test_no_module_lies_in_a_folder_that_is_no_package() -> None:
                 assert (module.parent / "__init__.py").exists(), module
 
 
+@dataclass(frozen=True)
+class Built:
+    """An sdist, the wheel made from the sources and the one made from the sdist."""
+
+    sdist: Path
+    wheel: Path
+    wheel_of_sdist: Path
+
+
 @pytest.fixture(scope="module")
-def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Names in a wheel built from a copy, so that no build folder is left behind; needs no network."""
-    pytest.importorskip(
-        "setuptools", minversion="77", reason="this environment cannot build a wheel by itself"
-    )
-    import shutil
-    import zipfile
-
-    copy = tmp_path_factory.mktemp("source")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Built from a copy, so that no build folder is left behind; needs no network."""
+    folder = tmp_path_factory.mktemp("built")
+    source = folder / "source"
+    source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, copy)
-    for folder in SETUPTOOLS["package-dir"].values():
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "README.md").touch()
-    command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-w", "dist"]
-    subprocess.run(command, cwd=copy, check=True, capture_output=True)
-    with zipfile.ZipFile(next((copy / "dist").glob("*.whl"))) as wheel:
-        return set(wheel.namelist())
+        shutil.copy(ROOT / name, source)
+    for part in SETUPTOOLS["package-dir"].values():
+        shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
+    code = "from setuptools.build_meta import build_sdist; build_sdist('..')"
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+    (sdist,) = folder.glob("*.tar.gz")
+    return Built(sdist, pip_wheel(source, folder / "from-source"), pip_wheel(sdist, folder / "from-sdist"))
 
 
-def test_the_wheel_holds_every_module_and_data_file(wheel_names: set[str]) -> None:
-    expected = {"deepspec/py.typed"}
+def pip_wheel(source: Path, out: Path) -> Path:
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "-w", str(out)]
+    command = [sys.executable, "-m", "pip", "wheel", str(source), *options]
+    subprocess.run(command, cwd=out.parent, check=True, capture_output=True)
+    (wheel,) = out.glob("*.whl")
+    return wheel
+
+
+def names_in_wheel(wheel: Path) -> set[str]:
+    """The files that an install puts beside the metadata."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+def shipped_on_disk() -> dict[str, str]:
+    """What a wheel has to hold: name in it, and path in the checkout."""
+    found = {}
     for package, folder in SETUPTOOLS["package-dir"].items():
         for path in (ROOT / folder).rglob("*"):
             inside = path.relative_to(ROOT / folder)
-            ships = path.suffix == ".py" or "assets" in inside.parts or path.name == "README.md"
-            if ships and path.is_file() and "__pycache__" not in path.parts:
-                expected.add(f"{package}/{inside.as_posix()}")
-    assert expected <= wheel_names
+            ships = path.suffix == ".py" or "assets" in inside.parts or path.name in ("README.md", "py.typed")
+            if ships and path.is_file() and "__pycache__" not in inside.parts:
+                found[f"{package}/{inside.as_posix()}"] = f"{folder}/{inside.as_posix()}"
+    return found
+
+
+def test_the_wheel_holds_the_modules_and_data_files_on_disk_and_nothing_else(built: Built) -> None:
+    assert sorted(names_in_wheel(built.wheel)) == sorted(shipped_on_disk())
+
+
+def test_the_sdist_holds_the_same_and_makes_the_same_wheel(built: Built) -> None:
+    with tarfile.open(built.sdist) as archive:
+        held = {member.name.split("/", 1)[-1] for member in archive.getmembers() if member.isfile()}
+    assert {*shipped_on_disk().values(), "pyproject.toml", "README.md", "LICENSE"} <= held
+    assert names_in_wheel(built.wheel_of_sdist) == names_in_wheel(built.wheel)
+
+
+def test_the_wheel_is_small(built: Built) -> None:
+    assert built.wheel.stat().st_size < 25_000_000
+
+
+def test_the_wheel_installed_elsewhere_runs(built: Built, tmp_path: Path) -> None:
+    """In an empty folder, with this environment's other packages: nothing may come from the checkout."""
+    installed, empty = tmp_path / "installed", tmp_path / "empty"
+    empty.mkdir()
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(installed)]
+    subprocess.run([*command, str(built.wheel)], check=True, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+
+    def run(*words: str) -> str:
+        ran = subprocess.run(
+            words, cwd=empty, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    where = "import deepspec, deepspec_strategies as s; print(deepspec.__file__, s.__file__, sep='\\n')"
+    assert all(Path(file).is_relative_to(installed) for file in run(sys.executable, "-c", where).splitlines())
+    script = str(installed / "bin" / "deepspec")
+    assert {row["name"] for row in json.loads(run(script, "plugins", "--json"))} >= {"core", "dspark"}
+    assert run(script, "generate", "--prompt", "import os", "--max-tokens", "4", "--seed", "1", "--quiet")
+    assert list(empty.iterdir()) == []
 
 
 def test_strategies_refuses_its_other_name() -> None:

@@ -57,3 +57,19 @@ def test_the_readme_says_that_there_was_no_gpu_only_when_there_was_none() -> Non
 def test_without_any_record_there_are_no_tables_to_agree_with() -> None:
     with pytest.raises(FileNotFoundError, match="make bench"):
         records.tables()
+
+
+def test_the_table_of_divergences_counts_them_per_million_tokens() -> None:
+    result = {
+        "num_requests": 640,
+        "num_tokens": 128,
+        "batch": 32,
+        "margin": 1e-4,
+        "divergences": 2,
+        "explained": 2,
+        "largest_margin": 1e-6,
+        "compared_tokens": 80_000,
+    }
+    records.write("divergence", result, seed=0, warm_up="none", repeats="once")
+    assert "| 640 | 128 | 32 | 2 | 25.0 | 2 |" in records.tables()
+    assert "medians" not in records.tables()

@@ -94,6 +94,19 @@ def test_rejection_draws_from_the_positive_difference_only() -> None:
     assert drawn == {(0, 1), (0, 2)}
 
 
+def test_the_residual_is_that_of_the_refused_position() -> None:
+    p = torch.tensor([[0.0, 0.5, 0.5], [0.1, 0.6, 0.3], [0.2, 0.3, 0.5]]).double()
+    q = torch.tensor([[[0.0, 0.5, 0.5], [0.5, 0.5, 0.0]]]).double()
+    draft = _draft(torch.tensor([[1, 0]]), q.log())
+    target = TargetRows(p.log(), torch.tensor([0]), _sampling(1, 3))
+    drawn = set()
+    for u in _midpoints(200):
+        noise = (torch.tensor([[0.0, 0.99]]).double(), torch.tensor([[0.5, float(u)]]).double())
+        verdict = reference.token_rule(target, draft, torch.tensor([2]), *noise)
+        drawn.add((int(verdict.accepted), int(verdict.bonus)))
+    assert drawn == {(1, 1), (1, 2)}
+
+
 def test_an_empty_residual_gives_the_argmax_and_never_a_token_without_mass() -> None:
     weights = torch.tensor([[0.0, 0.5, 0.5, 0.0]]).double()
     for u in (0.0, 0.25, 0.999999999, 1 - 2**-53):

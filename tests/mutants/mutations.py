@@ -180,7 +180,7 @@ MUTANTS = (
         "index = accepted.clamp(max=last)",
         "index = torch.zeros_like(accepted)",
         "the q that is subtracted is not the one that the refused token came from",
-        LAW,
+        RULES,
     ),
     Mutant(
         "bonus of the first row",

@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mutations import MUTANTS, ROOT, Mutant
+from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 COPIED = {"deepspec": "deepspec", "strategies": "deepspec_strategies", "tests": "tests"}
 HANGING_S = 600
@@ -96,7 +97,7 @@ def main() -> int:
         CONSOLE.print(f"none of {len(MUTANTS)} mutants was chosen")
         return int(options.touched is None)
     started = time.perf_counter()
-    table = Table("mutant", "file", "caught by", pad_edge=False)
+    table = Table("mutant", "file", Column("caught by", overflow="fold"), box=SIMPLE, pad_edge=False)
     missed = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

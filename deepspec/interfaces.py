@@ -97,7 +97,6 @@ class Readout:
     trained: bool = False
 
 
-ConfigT = TypeVar("ConfigT", bound=PartConfig)
 StateT = TypeVar("StateT")
 
 
@@ -256,7 +255,7 @@ class LengthPolicy(Part, ABC):
     """How much to draft, and how much to verify?"""
 
     kind = "policy"
-    #: Whether ``lengths`` reads ``survival``; when not, confidences are not computed.
+    #: Whether ``lengths`` reads ``survival``; when not, no confidence is computed for it and it is all ones.
     needs_confidence: ClassVar[bool] = True
 
     def __init__(self, config: PartConfig, context: BuildContext) -> None:
@@ -304,3 +303,11 @@ class Verifier(Part, ABC):
     @abstractmethod
     def verify(self, target: TargetRows, draft: Draft, lengths: Tensor, uniforms: RoundUniforms) -> Verdict:
         """Decide one round of R requests; ``lengths`` is int64 ``[R]``, at most what each drafted."""
+
+    @abstractmethod
+    def outcome(self, target: TargetRows, draft: Draft, lengths: Tensor) -> Tensor:
+        """The exact law of :meth:`verify` over its uniforms, which ``deepspec check`` sums and compares.
+
+        Returns:
+            float64 ``[R, G+1, V]``: the probability of accepting exactly a tokens and closing with v.
+        """

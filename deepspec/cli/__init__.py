@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from deepspec.cli import config, doctor, evaluate, generate, plugins, runs, train
+from deepspec.cli import check, config, doctor, evaluate, generate, plugins, runs, train
 from deepspec.cli.failures import report_failures
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ def _root(
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
+app.command("check")(check.check)
 app.command("runs")(runs.runs)
 app.command("plugins")(plugins.plugins)
 app.add_typer(config.app, name="config")

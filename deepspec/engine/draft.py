@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from deepspec.interfaces import Readout
-from deepspec.sampling import Drawn, draw_draft, scale
-from deepspec.types import Anchors, Draft, Sampling
+from deepspec.sampling import Drawn, sampler, scale
+from deepspec.types import Anchors, Draft, Load, Sampling
 
 if TYPE_CHECKING:
     from deepspec.strategy import Parts
@@ -25,8 +26,18 @@ class Drafted:
     confidence: Tensor | None
 
 
-def run_draft(parts: Parts, anchors: Anchors, sampling: Sampling, noise: Tensor) -> Drafted:
-    """Draft ``anchors.num_draft`` tokens for R requests with uniforms ``[R, G, 2]``."""
+#: Draws from stored rows ``[R, Vd]`` with one position's share of the noise.
+Chooser = Callable[[Tensor, Sampling, Tensor], Drawn]
+
+
+def run_draft(
+    parts: Parts, anchors: Anchors, sampling: Sampling, noise: Tensor, choose: Chooser | None = None
+) -> Drafted:
+    """Draft ``anchors.num_draft`` tokens for R requests with uniforms ``[R, G, 2]``.
+
+    ``choose`` stands in for the sampler where every block is enumerated, and reads what ``noise`` holds then.
+    """
+    choose = choose or sampler.draw_draft
     drafter, head = parts.drafter, parts.head
     readout = drafter.readout()
     state = drafter.begin(anchors)
@@ -43,13 +54,23 @@ def run_draft(parts: Parts, anchors: Anchors, sampling: Sampling, noise: Tensor)
         logits = readout_logits(hidden, readout) if base is None else base[:, k]
         if step.latent is not None and head.output_weight is not None:
             logits = logits + linear(step.latent, head.output_weight)
-        drawn = draw_draft(logits, sampling, noise[:, k])
+        drawn = choose(logits, sampling, noise[:, k])
         previous = drawn.tokens if readout.target_ids is None else readout.target_ids[drawn.tokens]
         confidence = step.confidence
         if head.confidence == "row_max":
             confidence = _largest_log_odds(logits, sampling, drawn)
         columns.append(_Column(previous, logits, drawn, confidence))
     return _collect(columns, readout, drafter.context.target.vocab_size)
+
+
+def verify_lengths(parts: Parts, drafted: Drafted, counts: Tensor, load: Load) -> Tensor:
+    """How many of the ``counts [R]`` drafted tokens of each request go to the target: int64 ``[R]``."""
+    shape, confidence = drafted.draft.tokens.shape, drafted.confidence
+    if confidence is None or not parts.policy.needs_confidence:
+        return parts.policy.lengths(torch.ones(shape, device=counts.device), counts, load)
+    confidence = confidence.to(torch.promote_types(confidence.dtype, torch.float32))
+    survival = parts.calibrator.conditional(confidence).cumprod(dim=1)
+    return parts.policy.lengths(survival.to(counts.device), counts, load)
 
 
 @dataclass(frozen=True)

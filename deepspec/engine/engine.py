@@ -21,7 +21,7 @@ from deepspec.errors import ConfigError
 from deepspec.resources import memory
 from deepspec.sampling import SamplingParams, request_seed
 from deepspec.strategy import Parts
-from deepspec.target import Target
+from deepspec.target import DecodingTarget
 from deepspec.types import RequestRound, RoundRecord
 
 DEFAULT_MAX_POSITIONS = 2048
@@ -42,7 +42,7 @@ class Engine:
 
     def __init__(
         self,
-        target: Target,
+        target: DecodingTarget,
         parts: Parts | None = None,
         *,
         max_batch: int = 32,

@@ -10,20 +10,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepspec.engine.draft import run_draft
+from deepspec.engine.draft import run_draft, verify_lengths
 from deepspec.engine.noise import round_noise
 from deepspec.engine.queue import StepPlan
 from deepspec.engine.request import Request
 from deepspec.interfaces import RoundUniforms
 from deepspec.sampling import SamplingParams, batch_sampling
 from deepspec.strategy import Parts
-from deepspec.target import KVSlots, Span, Target
+from deepspec.target import DecodingTarget, Span
 from deepspec.target.packed import as_range, span_rows
 from deepspec.types import Anchors, Draft, Extension, Features, Load, Sampling, TargetRows, Verdict
 
@@ -67,7 +68,7 @@ class _Proposal:
 class Loop:
     """Drives one target and one set of parts over one set of KV slots."""
 
-    def __init__(self, target: Target, parts: Parts, cache: KVSlots) -> None:
+    def __init__(self, target: DecodingTarget, parts: Parts, cache: Any) -> None:
         self.target, self.parts, self.cache = target, parts, cache
         self._layers = parts.drafter.target_layers
         self._draft_device = parts.drafter.context.target.embedding.device
@@ -157,11 +158,7 @@ class Loop:
                 self.parts, start, _sampling_on(sampling, self._draft_device), noise.to(self._draft_device)
             )
             draft = _draft_on(drafted.draft, self.target.device)
-            if drafted.confidence is not None and self.parts.policy.needs_confidence:
-                confidence = drafted.confidence
-                confidence = confidence.to(torch.promote_types(confidence.dtype, torch.float32))
-                survival = self.parts.calibrator.conditional(confidence).cumprod(dim=1)
-                lengths = self.parts.policy.lengths(survival.to(self.target.device), lengths, load)
+            lengths = verify_lengths(self.parts, drafted, lengths, load)
         on_cpu = self.target.device.type == "cpu"
         rows = lengths.tolist() if on_cpu else [num_draft] * len(decoding)
         return _Proposal(draft, lengths, anchors, rows, verdict_noise, sampling)

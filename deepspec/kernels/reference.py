@@ -1,7 +1,7 @@
 """The verify kernels' specification in plain torch: vectorised over requests, readable top to bottom.
 
-Everything takes injected uniforms and works in float32 or float64, whichever the rows are. Categorical draws
-are those of ``deepspec.sampling.categorical``.
+Rules take injected uniforms and work in float32 or float64, whichever the rows are; their outcome laws take
+none and are float64. Categorical draws are those of ``deepspec.sampling.categorical``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deepspec.sampling.categorical import below_one, draw
 from deepspec.sampling.process import process_rows, scale
-from deepspec.types import Draft, TargetRows, Verdict
+from deepspec.types import Draft, Sampling, TargetRows, Verdict
 
 
 def token_rule(
@@ -54,6 +54,57 @@ def delta_rule(target: TargetRows, draft: Draft, lengths: Tensor, noise: Tensor)
         return Verdict(accepted=torch.zeros_like(lengths), bonus=drawn[:, 0])
     accepted = _prefix_length(drawn[:, :num_draft] == draft.tokens, lengths)
     return Verdict(accepted=accepted, bonus=drawn.gather(1, accepted[:, None])[:, 0])
+
+
+def token_outcome(target: TargetRows, draft: Draft, lengths: Tensor) -> Tensor:
+    """The law of :func:`token_rule` over its uniforms: float64 ``[R, G+1, V]``, accepted count and bonus."""
+    p = _target_law(target, draft)
+    drafted = draft.tokens[..., None]
+    p_drafted = p[:, :-1].gather(-1, drafted)[..., 0]
+    q_drafted = draft.log_q.double().exp()
+    kept = torch.where(p_drafted >= q_drafted, 1.0, p_drafted / q_drafted)
+    return _prefix_law(kept, _residual_law(p[:, :-1], draft, target.sampling), p, lengths)
+
+
+def delta_outcome(target: TargetRows, draft: Draft, lengths: Tensor) -> Tensor:
+    """The law of :func:`delta_rule` over its noise: float64 ``[R, G+1, V]``, accepted count and bonus."""
+    p = _target_law(target, draft)
+    drafted = draft.tokens[..., None]
+    kept = p[:, :-1].gather(-1, drafted)
+    others = p[:, :-1].scatter(-1, drafted, 0.0)
+    total = others.sum(dim=-1, keepdim=True)
+    return _prefix_law(kept[..., 0], others / torch.where(total > 0, total, 1.0), p, lengths)
+
+
+def _target_law(target: TargetRows, draft: Draft) -> Tensor:
+    """The processed target distribution of every (request, position): float64 ``[R, G+1, V]``."""
+    rows = _row_index(target, draft.tokens.shape[1])
+    return _processed(target).double().softmax(dim=-1)[rows]
+
+
+def _residual_law(p: Tensor, draft: Draft, sampling: Sampling) -> Tensor:
+    """(p - q)+ normalised, p's argmax where it has no mass: float64 ``[R, G, V]``."""
+    if draft.logits is None:
+        q = torch.nn.functional.one_hot(draft.tokens, p.shape[-1]).double()
+    else:
+        requests = torch.arange(len(p), device=p.device).repeat_interleave(p.shape[1])
+        rows = scale(draft.logits.flatten(0, 1), sampling, requests).unflatten(0, p.shape[:2])
+        q = (rows.double() - draft.log_sum_exp.double()[..., None]).exp()
+    left = (p - q).clamp(min=0.0)
+    total = left.sum(dim=-1, keepdim=True)
+    peak = torch.zeros_like(p).scatter_(-1, p.argmax(dim=-1, keepdim=True), 1.0)
+    return torch.where(total > 0, left / torch.where(total > 0, total, 1.0), peak)
+
+
+def _prefix_law(kept: Tensor, closing: Tensor, p: Tensor, lengths: Tensor) -> Tensor:
+    """Position k is kept with probability ``kept [R, G]``, else ``closing [R, G, V]`` ends the round;
+    p ends it after ``lengths``."""
+    alive = torch.nn.functional.pad(kept.cumprod(dim=1), (1, 0), value=1.0)
+    steps = torch.arange(p.shape[1], device=p.device)
+    before = (steps[:-1] < lengths[:, None]).double()[..., None]
+    refused = (alive[:, :-1] * (1 - kept))[..., None] * closing * before
+    full = alive[..., None] * p * (steps == lengths[:, None]).double()[..., None]
+    return torch.nn.functional.pad(refused, (0, 0, 0, 1)) + full
 
 
 def _row_index(target: TargetRows, num_draft: int) -> Tensor:

@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from deepspec.interfaces import RoundUniforms, Verifier
-from deepspec.kernels import backend_for
+from deepspec.kernels import backend_for, reference
 from deepspec.types import Draft, TargetRows, Verdict
 
 
@@ -24,3 +24,7 @@ class DeltaVerifier(Verifier):
     def verify(self, target: TargetRows, draft: Draft, lengths: Tensor, uniforms: RoundUniforms) -> Verdict:
         """See :class:`deepspec.interfaces.Verifier`."""
         return backend_for(target.logits.device).delta_rule(target, draft, lengths, uniforms.delta)
+
+    def outcome(self, target: TargetRows, draft: Draft, lengths: Tensor) -> Tensor:
+        """See :class:`deepspec.interfaces.Verifier`."""
+        return reference.delta_outcome(target, draft, lengths)

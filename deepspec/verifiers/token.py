@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from deepspec.interfaces import RoundUniforms, Verifier
-from deepspec.kernels import backend_for
+from deepspec.kernels import backend_for, reference
 from deepspec.types import Draft, TargetRows, Verdict
 
 
@@ -24,3 +24,7 @@ class TokenVerifier(Verifier):
         """See :class:`deepspec.interfaces.Verifier`."""
         rule = backend_for(target.logits.device).token_rule
         return rule(target, draft, lengths, uniforms.accept, uniforms.residual)
+
+    def outcome(self, target: TargetRows, draft: Draft, lengths: Tensor) -> Tensor:
+        """See :class:`deepspec.interfaces.Verifier`."""
+        return reference.token_outcome(target, draft, lengths)

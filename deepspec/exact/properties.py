@@ -1,0 +1,246 @@
+"""The properties that a composition must have, each with what breaks when it does not.
+
+A property is asked of a :class:`Subject` and answers with a :class:`Finding`. Here are those of the output's
+law and of the noise; the promises of single parts are in ``contracts.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from deepspec.exact.law import Laws, Strings, all_blocks, one_request, two_requests
+from deepspec.exact.noise import VerdictCutter, shared_noise
+from deepspec.exact.parts import random_parts
+from deepspec.exact.rows import Rows, sampler_edges
+from deepspec.exact.toy import ToyTarget
+from deepspec.interfaces import Verifier
+from deepspec.sampling import SamplingParams, batch_sampling, sampler
+from deepspec.strategy import Parts, Strategy
+from deepspec.types import Draft, TargetRows
+
+if TYPE_CHECKING:
+    import pluggy
+
+#: Sums of some thousand float64 products.
+EXACT = 1e-12
+#: float32 rows: uniforms and cumulative sums of a few tokens, rounded.
+SINGLE = 1e-6
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The composition under check, built small for toy targets."""
+
+    strategy: Strategy
+    manager: pluggy.PluginManager
+
+    def build(self, vocab: int, num_draft: int, seed: int) -> tuple[ToyTarget, Parts]:
+        """A random target and random parts; no more tokens are drafted than the strategy drafts."""
+        target = ToyTarget(vocab, seed=seed)
+        strategy = self.strategy.replace(draft_length=min(num_draft, self.strategy.draft_length))
+        return target, random_parts(strategy, target, seed, self.manager)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a property measured.
+
+    Attributes:
+        error: the largest; None when nothing is measured. allowed: what it may be where the property holds.
+        holds: what was found, in words. broken: of a failure, what is wrong and why that does harm.
+    """
+
+    error: float | None
+    allowed: float
+    holds: str
+    broken: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is allowed (one that is not a number is not)."""
+        return self.error is None or self.error <= self.allowed
+
+
+def output_law(subject: Subject) -> Finding:
+    """Two rounds of one request have the target's law, by enumeration."""
+    cases = [(3, 3, 0, 1.0), (2, 3, 1, 1.0), (4, 2, 2, 1.0), (3, 2, 3, 0.6), (3, 2, 4, 0.0), (3, 2, 5, 1.0)]
+    laws = []
+    for vocab, num_draft, seed, temperature in cases:
+        target, parts = subject.build(vocab, num_draft, seed)
+        laws.append(one_request(target, parts, [0, vocab - 1, 1], temperature))
+    return _of_laws(
+        laws,
+        "two rounds of one request",
+        "a draft token's own value, or what was drafted after it, decides whether it is verified, or a rule "
+        "does not keep the target's law; text written this way is not the target's",
+    )
+
+
+def joint_law(subject: Subject) -> Finding:
+    """Two rounds of two requests that share steps have the product of their laws, by enumeration."""
+    laws = []
+    for seed in range(6):
+        target, parts = subject.build(2, 2, seed)
+        laws.append(two_requests(target, parts, ([0, 1, 1], [1, 0])))
+    return _of_laws(
+        laws,
+        "two rounds of two requests together",
+        "verify lengths depend on what a request drafted past its own length, so that one request's text "
+        "tells something of the other's, and together they are not the target's",
+    )
+
+
+def _of_laws(laws: list[Laws], what: str, why: str) -> Finding:
+    lengths = sorted({length for law in laws for length in law.lengths})
+    listed = ", ".join(map(str, lengths))
+    return Finding(
+        error=max(law.error for law in laws),
+        allowed=EXACT,
+        holds=f"{what} have the target's law ({len(laws)} random cases, verify lengths {listed})",
+        broken=f"{what} do not have the target's law: {why}",
+    )
+
+
+def noise(subject: Subject) -> Finding:
+    """Two rounds keep the target's law with the very uniforms that the engine hands to both."""
+    laws = []
+    for vocab, num_draft, seed in ((3, 2, 0), (2, 2, 1)):
+        target, parts = subject.build(vocab, num_draft, seed)
+        laws.append(shared_noise(target, parts, [0, 1]))
+    return Finding(
+        error=max(law.error for law in laws),
+        allowed=EXACT,
+        holds="two rounds have the target's law also when a uniform that the engine hands out twice is one",
+        broken="one uniform decides two things (draft, acceptance and residual share noise, or a round reads "
+        "again what an earlier one read and threw away): decisions that must be independent are not, and the "
+        "output is biased",
+    )
+
+
+def verdict_law(subject: Subject) -> Finding:
+    """``verify`` integrated over its uniforms is ``outcome()``, for every block and length."""
+    target, parts = subject.build(3, 2, 0)
+    num_draft = parts.drafter.context.draft_length
+    blocks = all_blocks(parts.drafter.readout().weight.shape[0], num_draft)
+    lengths = torch.arange(num_draft + 1).repeat(len(blocks))
+    blocks = blocks.repeat_interleave(num_draft + 1, dim=0)
+    rows = Rows(target, parts, [[0, 2, 1]] * len(blocks))
+    draft = rows.draft(blocks).draft
+    target_rows = rows.verify_rows(draft)
+    stated = parts.verifier.outcome(target_rows, draft, lengths)
+    found = VerdictCutter(parts.verifier, target_rows, draft, lengths).boxes().law(stated)
+    return Finding(
+        error=float((found - stated).abs().max()),
+        allowed=EXACT,
+        holds=f"verify's decisions have the law that outcome() states ({len(blocks)} drafts and lengths)",
+        broken="verify's decisions do not have the law that outcome() states: one of them is wrong, or "
+        "verify decides two things by one uniform; what is proved of outcome() is not true of what runs",
+    )
+
+
+def degenerate_rows(subject: Subject) -> Finding:
+    """Rows at the edge of the rules keep the law, and nothing without mass is emitted."""
+    verifier = subject.build(3, 2, 0)[1].verifier
+    some, half = [0.2, 0.5, 0.3], [0.0, 0.4, 0.6]
+    cases = {
+        "p = q": ([some, half, some], [some, half]),
+        "disjoint support": ([half, some, some], [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]),
+        "p without some tokens": ([half, [1.0, 0.0, 0.0], half], [some, some]),
+        "q without some tokens": ([some, some, some], [half, [0.0, 1.0, 0.0]]),
+        "a one-token vocabulary": ([[1.0]] * 3, [[1.0]] * 2),
+    }
+    errors = {}
+    for name, (p, q) in cases.items():
+        target, draft = torch.tensor(p, dtype=torch.float64), torch.tensor(q, dtype=torch.float64)
+        errors[name] = max(_edge_error(verifier, target, draft, length) for length in range(len(p)))
+    errors["a residual without mass"] = _massless_error(verifier, torch.tensor(half, dtype=torch.float64))
+    wrong = [name for name, error in errors.items() if not error <= EXACT]
+    return Finding(
+        error=max(errors.values()) if not wrong else errors[wrong[0]],
+        allowed=EXACT,
+        holds=f"length 0, {', '.join(errors)}",
+        broken=f"wrong for {', '.join(wrong)}: such rows come up with truncated sampling and confident "
+        "models, and the output is then off, or has tokens that the target never gives",
+    )
+
+
+def _edge_error(verifier: Verifier, p: Tensor, q: Tensor, length: int) -> float:
+    """How far a round's law is off for rows p ``[G+1, V]`` and q ``[G, V]`` that depend on no token."""
+    num_draft, vocab = q.shape
+    blocks = all_blocks(vocab, num_draft)
+    blocks = blocks[q[torch.arange(num_draft), blocks].prod(dim=1) > 0]  # the others are never drafted
+    draft = _draft_of(q, blocks)
+    target = _rows_of(p, len(blocks))
+    lengths = torch.full((len(blocks),), length)
+    stated = verifier.outcome(target, draft, lengths)
+    found = VerdictCutter(verifier, target, draft, lengths).boxes().law(stated)
+    strings = Strings(vocab, num_draft + 1, lambda before: p[before.shape[1]].expand(len(before), -1))
+    mass = torch.zeros(len(strings), dtype=torch.float64)
+    nothing = torch.zeros(len(blocks), dtype=torch.int64)
+    numbers = strings.number(*strings.outcomes(draft.tokens, nothing, nothing))
+    weighted = stated * draft.log_q.exp().prod(dim=1)[:, None, None]
+    mass.index_add_(0, numbers.flatten(), weighted.flatten())
+    law = strings.completed(mass) - strings.target_law()
+    return float(torch.cat([law.flatten(), (found - stated).flatten()]).abs().max())
+
+
+def _massless_error(verifier: Verifier, p: Tensor) -> float:
+    """The chance of a token that p never gives, where p = q and rounding alone brings a rejection about."""
+    draft = _draft_of(p[None], torch.tensor([[1]]))
+    rounded = Draft(draft.tokens, draft.logits, draft.log_sum_exp, draft.log_q + 0.5)
+    boxes = VerdictCutter(verifier, _rows_of(p.expand(2, -1), 1), rounded, torch.tensor([1])).boxes()
+    return float(boxes.volume[p[boxes.bonus] <= 0].sum())
+
+
+def _draft_of(q: Tensor, blocks: Tensor) -> Draft:
+    """``blocks [N, G]`` as if drawn from q ``[G, V]``."""
+    rows = q.log().expand(len(blocks), -1, -1)
+    log_q = rows.gather(-1, blocks[..., None])[..., 0]
+    return Draft(blocks, rows, torch.zeros_like(log_q), log_q)
+
+
+def _rows_of(p: Tensor, num: int) -> TargetRows:
+    """Target rows p ``[G+1, V]`` of N requests."""
+    sampling = batch_sampling([SamplingParams()] * num, p.shape[1], _CPU)
+    return TargetRows(p.log().repeat(num, 1), torch.arange(num) * len(p), sampling)
+
+
+def recorded_q(subject: Subject) -> Finding:
+    """The q that a verifier reads is the q that the sampler draws from, also from rounded rows."""
+    errors, rounded = [], []
+    for temperature in (1.0, 0.5):
+        target, parts = subject.build(3, 2, 0)
+        blocks = all_blocks(parts.drafter.readout().weight.shape[0], parts.drafter.context.draft_length)
+        chosen = Rows(target, parts, [[0, 2, 1]] * len(blocks), temperature=temperature).draft(blocks)
+        draft = chosen.draft
+        assert draft.logits is not None, "a sampled draft has rows"
+        scaled = draft.logits.double() / temperature
+        read = scaled.gather(-1, draft.tokens[..., None])[..., 0] - draft.log_sum_exp
+        drawn = chosen.intervals.diff(dim=-1)[..., 0]
+        errors += [float((drawn - log_q.exp()).abs().max()) for log_q in (draft.log_q, read)]
+        rounded.append(_rounded_error(draft.logits.flatten(0, 1).bfloat16(), temperature))
+    exact, single = max(errors), max(rounded)
+    return Finding(
+        error=exact if single <= SINGLE else single,
+        allowed=EXACT,
+        holds=f"every token is drawn as often as its recorded q says (from bfloat16 rows to {single:.0e})",
+        broken="tokens are drawn from another distribution than the q that is recorded (taken before the "
+        "temperature, say, or scored in another precision than sampled): p/q corrects for the wrong q, and "
+        "the output is biased",
+    )
+
+
+def _rounded_error(stored: Tensor, temperature: float) -> float:
+    """How far drawn and recorded q of rows stored in bfloat16 are from what the stored values say."""
+    sampling = batch_sampling([SamplingParams(temperature=temperature)] * len(stored), stored.shape[1], _CPU)
+    drawn = sampler_edges(stored, sampling).diff(dim=-1)
+    expected = (stored.double() / temperature).softmax(dim=-1)
+    middle = torch.full((len(stored), 2), 0.5, dtype=torch.float64)
+    record = sampler.draw_draft(stored, sampling, middle)
+    recorded = record.log_q.double().exp() - expected.gather(1, record.tokens[:, None])[:, 0]
+    return float(torch.cat([(drawn - expected).flatten(), recorded]).abs().max())

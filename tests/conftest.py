@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 
 # Before anything imports Hugging Face: tests never reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -36,3 +38,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """Nothing is read from or left in the user's cache, and no plugin is blocked from outside."""
     monkeypatch.setenv("DEEPSPEC_HOME", str(tmp_path_factory.getbasetemp() / "home"))
     monkeypatch.delenv("DEEPSPEC_BLOCK_PLUGINS", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """A command sets up logging for its process; the next test starts as if none had run."""
+    root, ours = logging.getLogger(), logging.getLogger("deepspec")
+    handlers, levels = list(root.handlers), (root.level, ours.level)
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        root.removeHandler(handler)
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
+    logging.captureWarnings(False)

@@ -102,7 +102,8 @@ def _policy_problem(
 
     def random() -> Tensor:
         drawn = torch.rand(len(drafted), num_draft, generator=generator, dtype=torch.float64)
-        return (drawn * 4).floor().add(0.5).div(4) if ties else drawn.clamp(1e-3, 1 - 1e-3)
+        # Ties, and confidences so high that they round to 1, so that survival stays level.
+        return (drawn * 3).ceil().div(3) if ties else drawn.clamp(1e-3, 1 - 1e-3)
 
     conditional = random()
     lengths = policy.lengths(conditional.cumprod(dim=1), drafted, load)

@@ -25,6 +25,9 @@ from deepspec.types import Draft, Load, TargetRows
 
 _PROBES = torch.tensor([0.0, 0.21, 0.5, 0.79, 1.0], dtype=torch.float64)
 _MOST_BOXES = 4096
+_MOST_LOOKS = 64
+#: Cuts nearer than this are one.
+_NEAR = 1e-14
 _SEED = 0x5EED
 
 
@@ -68,7 +71,7 @@ class VerdictCutter:
 
     def boxes(self) -> Boxes:
         """Cut until nothing new shows; raises NoBoxesError when that takes too many boxes."""
-        for _ in range(self.size + 3):
+        for _ in range(_MOST_LOOKS):
             new = [self._cut(axis) for axis in range(self.size)]
             if not any(new):
                 break
@@ -97,12 +100,12 @@ class VerdictCutter:
         low, high = torch.tensor([cell for _, *cell in pairs], dtype=torch.float64).unbind(1)
         cases = torch.tensor([case for case, _ in lines])[of_line]
         points = torch.tensor([line for _, line in lines], dtype=torch.float64).view(-1, self.size)[of_line]
-        high = torch.nextafter(high, low)
+        low, high = low + 2 * _NEAR, high - 2 * _NEAR  # a cut is known to a few rounding errors
         probes = low[:, None] + (high - low)[:, None] * _PROBES
         verdicts = torch.stack(
             [self._code(cases, points, axis, column) for column in probes.unbind(1)], dim=1
         )
-        where, after = (verdicts[:, 1:] != verdicts[:, :-1]).nonzero(as_tuple=True)
+        where, after = self._first_of_each(cases, probes, verdicts[:, 1:] != verdicts[:, :-1])
         if len(where) == 0:
             return False
         found = self._bisect(
@@ -110,6 +113,15 @@ class VerdictCutter:
         )
         new = [self._add(case, axis, at) for case, at in zip(cases[where].tolist(), found, strict=True)]
         return any(new)
+
+    @staticmethod
+    def _first_of_each(cases: Tensor, probes: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
+        """One of a case's lines that change between the same probes: the next look finds what others add."""
+        where, after = changes.nonzero(as_tuple=True)
+        places = zip(cases[where].tolist(), probes[where, after].tolist(), strict=True)
+        first = {place: number for number, place in reversed(list(enumerate(places)))}
+        chosen = torch.tensor(list(first.values()), dtype=torch.int64)
+        return where[chosen], after[chosen]
 
     def _lines(self, case: int, axis: int) -> Iterator[tuple[float, ...]]:
         middles = [
@@ -129,7 +141,7 @@ class VerdictCutter:
 
     def _add(self, case: int, axis: int, at: float) -> bool:
         breaks = self._breaks[case][axis]
-        if any(abs(at - known) < 1e-14 for known in [0.0, *breaks, 1.0]):
+        if any(abs(at - known) < _NEAR for known in [0.0, *breaks, 1.0]):
             return False
         breaks.append(at)
         breaks.sort()

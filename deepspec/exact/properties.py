@@ -6,7 +6,7 @@ law and of the noise; the promises of single parts are in ``contracts.py``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from deepspec.exact.law import Laws, Strings, all_blocks, one_request, two_requests
 from deepspec.exact.noise import VerdictCutter, shared_noise
 from deepspec.exact.parts import random_parts
-from deepspec.exact.rows import Rows, sampler_edges
+from deepspec.exact.rows import ChosenDraft, Rows, sampler_edges
 from deepspec.exact.toy import ToyTarget
 from deepspec.interfaces import Verifier
 from deepspec.sampling import SamplingParams, batch_sampling, sampler
@@ -45,6 +45,11 @@ class Subject:
         strategy = self.strategy.replace(draft_length=min(num_draft, self.strategy.draft_length))
         return target, random_parts(strategy, target, seed, self.manager)
 
+    @property
+    def all_verified(self) -> Subject:
+        """The same with another policy, so that a cautious one does not hide the other parts."""
+        return replace(self, strategy=self.strategy.replace(policy="fixed"))
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -68,10 +73,11 @@ class Finding:
 
 def output_law(subject: Subject) -> Finding:
     """Two rounds of one request have the target's law, by enumeration."""
-    cases = [(3, 3, 0, 1.0), (2, 3, 1, 1.0), (4, 2, 2, 1.0), (3, 2, 3, 0.6), (3, 2, 4, 0.0), (3, 2, 5, 1.0)]
+    own = [(subject, 3, 3, 1.0), (subject, 4, 2, 1.0), *[(subject, 3, 2, 1.0)] * 5]
+    verified = [(subject.all_verified, 3, 2, temperature) for temperature in (1.0, 0.6, 0.0)]
     laws = []
-    for vocab, num_draft, seed, temperature in cases:
-        target, parts = subject.build(vocab, num_draft, seed)
+    for seed, (composition, vocab, num_draft, temperature) in enumerate([*own, *verified]):
+        target, parts = composition.build(vocab, num_draft, seed)
         laws.append(one_request(target, parts, [0, vocab - 1, 1], temperature))
     return _of_laws(
         laws,
@@ -84,7 +90,7 @@ def output_law(subject: Subject) -> Finding:
 def joint_law(subject: Subject) -> Finding:
     """Two rounds of two requests that share steps have the product of their laws, by enumeration."""
     laws = []
-    for seed in range(6):
+    for seed in range(8):
         target, parts = subject.build(2, 2, seed)
         laws.append(two_requests(target, parts, ([0, 1, 1], [1, 0])))
     return _of_laws(
@@ -109,8 +115,8 @@ def _of_laws(laws: list[Laws], what: str, why: str) -> Finding:
 def noise(subject: Subject) -> Finding:
     """Two rounds keep the target's law with the very uniforms that the engine hands to both."""
     laws = []
-    for vocab, num_draft, seed in ((3, 2, 0), (2, 2, 1)):
-        target, parts = subject.build(vocab, num_draft, seed)
+    for seed, (composition, vocab) in enumerate([(subject.all_verified, 3), (subject, 2), (subject, 2)]):
+        target, parts = composition.build(vocab, 2, seed)
         laws.append(shared_noise(target, parts, [0, 1]))
     return Finding(
         error=max(law.error for law in laws),
@@ -221,7 +227,7 @@ def recorded_q(subject: Subject) -> Finding:
         assert draft.logits is not None, "a sampled draft has rows"
         scaled = draft.logits.double() / temperature
         read = scaled.gather(-1, draft.tokens[..., None])[..., 0] - draft.log_sum_exp
-        drawn = chosen.intervals.diff(dim=-1)[..., 0]
+        drawn = _token_chances(chosen, blocks)
         errors += [float((drawn - log_q.exp()).abs().max()) for log_q in (draft.log_q, read)]
         rounded.append(_rounded_error(draft.logits.flatten(0, 1).bfloat16(), temperature))
     exact, single = max(errors), max(rounded)
@@ -230,9 +236,20 @@ def recorded_q(subject: Subject) -> Finding:
         allowed=EXACT,
         holds=f"every token is drawn as often as its recorded q says (from bfloat16 rows to {single:.0e})",
         broken="tokens are drawn from another distribution than the q that is recorded (taken before the "
-        "temperature, say, or scored in another precision than sampled): p/q corrects for the wrong q, and "
-        "the output is biased",
+        "temperature, scored in another precision than sampled, or two draft rows that are one token): p/q "
+        "corrects for the wrong q, and the output is biased",
     )
+
+
+def _token_chances(chosen: ChosenDraft, blocks: Tensor) -> Tensor:
+    """How often each token of all ``blocks [N, G]`` is drawn after its prefix, by whichever rows give it."""
+    drawn = chosen.intervals.diff(dim=-1)[..., 0]
+    chances = []
+    for k, tokens in enumerate(chosen.draft.tokens.unbind(1)):
+        same = (blocks[:, None, :k] == blocks[:, :k]).all(dim=-1) & (tokens[:, None] == tokens)
+        repeats = (blocks[:, None, : k + 1] == blocks[:, : k + 1]).all(dim=-1).sum(dim=1)
+        chances.append(same.double() @ (drawn[:, k] / repeats))
+    return torch.stack(chances, dim=1)
 
 
 def _rounded_error(stored: Tensor, temperature: float) -> float:

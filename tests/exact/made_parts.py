@@ -1,0 +1,252 @@
+"""Parts made for these tests: given drafts and confidences, the block rule, and policies that cheat."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from deepspec.exact.toy import ToyTarget
+from deepspec.hookspecs import hookimpl
+from deepspec.interfaces import (
+    Drafter,
+    HeadStep,
+    LengthPolicy,
+    Part,
+    Readout,
+    RoundUniforms,
+    SequentialHead,
+    Verifier,
+)
+from deepspec.plugins import create_plugin_manager, register
+from deepspec.sampling.categorical import draw
+from deepspec.strategy import Parts, Strategy
+from deepspec.types import (
+    AnchorBlocks,
+    Anchors,
+    Draft,
+    Extension,
+    Features,
+    Load,
+    TargetRows,
+    TokenBatch,
+    Verdict,
+)
+
+
+class Still(Drafter[Tensor]):
+    """The same hidden state everywhere: its last unit, the one that holds the target's bias, is ``bias``."""
+
+    name = "still"
+    bias: ClassVar[float] = 0.0
+    target_layers = ()
+
+    @property
+    def hidden_size(self) -> int:
+        return self.context.target.hidden_size
+
+    def readout(self) -> Readout:
+        return Readout(self.context.target.lm_head)
+
+    def allocate(self, num_slots: int, max_positions: int, dtype: torch.dtype, device: torch.device) -> None:
+        pass
+
+    def extend(self, extension: Extension) -> None:
+        pass
+
+    def begin(self, anchors: Anchors) -> Tensor:
+        return self._hidden(len(anchors.tokens))
+
+    def step(self, state: Tensor, k: int, previous: Tensor) -> Tensor:
+        return state
+
+    def block(self, batch: TokenBatch, features: Features, anchors: AnchorBlocks) -> Tensor:
+        return self._hidden(*anchors.labels.shape)
+
+    def release(self, slot: int) -> None:
+        pass
+
+    def _hidden(self, *shape: int) -> Tensor:
+        hidden = torch.zeros((*shape, self.hidden_size), dtype=torch.float64)
+        hidden[..., -1] = self.bias
+        return hidden
+
+
+class Certain(Still):
+    """Drafts from the target's own law, where that is one and the same everywhere."""
+
+    name = "certain"
+    bias = 1.0
+
+
+class Told(SequentialHead[int]):
+    """Confidences as given: ``first``, then ``second[x]`` after token x, then one half."""
+
+    name = "told"
+    first: ClassVar[float] = 0.8
+    second: ClassVar[tuple[float, ...]] = (0.9, 1e-9)
+    output_weight = None
+    confidence = "linear"
+
+    def begin(self, hidden: Tensor) -> int:
+        return 0
+
+    def step(self, previous: Tensor, hidden: Tensor, state: int) -> tuple[HeadStep, int]:
+        return HeadStep(None, self._at(state, previous).logit()), state + 1
+
+    def block(self, previous: Tensor, hidden: Tensor) -> HeadStep:
+        columns = [self._at(k, column) for k, column in enumerate(previous.unbind(1))]
+        return HeadStep(None, torch.stack(columns, dim=1).logit())
+
+    def _at(self, k: int, previous: Tensor) -> Tensor:
+        if k == 1:
+            return torch.tensor(self.second, dtype=torch.float64)[previous]
+        return torch.full(previous.shape, self.first if k == 0 else 0.5, dtype=torch.float64)
+
+
+class BlockVerifier(Verifier):
+    """The block rule (Sun et al. 2024, 2403.10444): every position is tested, the last that passes counts."""
+
+    name = "block"
+    streams: ClassVar[frozenset[str]] = frozenset({"accept", "residual"})
+
+    def verify(self, target: TargetRows, draft: Draft, lengths: Tensor, uniforms: RoundUniforms) -> Verdict:
+        chances, closing = self._tables(target, draft, lengths)
+        passed = torch.nn.functional.pad(uniforms.accept < chances, (1, 0), value=True)
+        accepted = (passed * torch.arange(passed.shape[1])).amax(dim=1)
+        return Verdict(accepted, draw(closing[torch.arange(len(accepted)), accepted], uniforms.residual))
+
+    def outcome(self, target: TargetRows, draft: Draft, lengths: Tensor) -> Tensor:
+        chances, closing = self._tables(target, draft, lengths)
+        last = torch.nn.functional.pad(chances, (1, 0), value=1.0)
+        later = torch.nn.functional.pad((1 - chances).flip(1).cumprod(dim=1).flip(1), (0, 1), value=1.0)
+        return (last * later)[..., None] * closing
+
+    @staticmethod
+    def _tables(target: TargetRows, draft: Draft, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The chance of each position's test ``[R, G]``, and the law that closes there ``[R, G+1, V]``."""
+        num_draft, scale = draft.tokens.shape[1], target.sampling.temperature[:, None, None]
+        rows = (target.starts[:, None] + torch.arange(num_draft + 1)).clamp(max=len(target.logits) - 1)
+        p = (target.logits[rows] / scale).softmax(dim=-1)
+        if num_draft == 0:
+            return p.new_zeros((len(p), 0)), p
+        q = (draft.logits / scale).softmax(dim=-1)
+        ratio = p[:, :-1].gather(-1, draft.tokens[..., None])[..., 0] / draft.log_q.exp()
+        reached = [torch.ones(len(p), dtype=torch.float64)]
+        for column in ratio.unbind(1):
+            reached.append((reached[-1] * column).clamp(max=1.0))
+        reached = torch.stack(reached, dim=1)
+        left = (reached[:, :-1, None] * p[:, :-1] - q).clamp(min=0.0)
+        mass = left.sum(dim=-1)
+        before = mass[:, 1:] + 1 - reached[:, 1:-1]
+        chances = torch.cat([torch.where(before > 0, mass[:, 1:] / before, 1.0), reached[:, -1:]], dim=1)
+        steps = torch.arange(1, num_draft + 1)
+        chances = torch.where(steps == lengths[:, None], reached[:, 1:], chances)
+        peak = torch.nn.functional.one_hot(p.argmax(dim=-1), p.shape[-1]).double()
+        rest = torch.where(mass[..., None] > 0, left / mass[..., None], peak[:, :-1])
+        ends = torch.arange(num_draft + 1)[:, None] >= lengths[:, None, None]
+        return chances * (steps <= lengths[:, None]), torch.where(
+            ends, p, torch.cat([rest, p[:, -1:]], dim=1)
+        )
+
+
+class OneNoise(BlockVerifier):
+    """Control 7: the token that closes a round is drawn with the noise that decided acceptance."""
+
+    name = "one-noise"
+
+    def verify(self, target: TargetRows, draft: Draft, lengths: Tensor, uniforms: RoundUniforms) -> Verdict:
+        if draft.tokens.shape[1] > 0:
+            shared = uniforms.accept[:, :1].expand(-1, 2)
+            uniforms = replace(uniforms, residual=shared)
+        return super().verify(target, draft, lengths, uniforms)
+
+
+class Search(LengthPolicy):
+    """Control 1: the best length of all by live confidences, with no stop at the first that does not pay."""
+
+    name = "search"
+    curve: ClassVar[tuple[float, ...]] = (1.0, 0.5, 0.45)
+
+    def lengths(self, survival: Tensor, drafted: Tensor, load: Load) -> Tensor:
+        expected = 1 + torch.nn.functional.pad(survival.cumsum(dim=1), (1, 0))
+        speed = torch.tensor((*self.curve, 0.0, 0.0), dtype=survival.dtype)[: expected.shape[1]]
+        return (expected * speed).argmax(dim=1).minimum(drafted)
+
+
+class DeepestFirst(LengthPolicy):
+    """Control 2: room for one more; of equal survival the deeper position goes first."""
+
+    name = "deepest-first"
+
+    def lengths(self, survival: Tensor, drafted: Tensor, load: Load) -> Tensor:
+        rows, columns = torch.meshgrid(*(torch.arange(n) for n in survival.shape), indexing="ij")
+        entries = zip(
+            survival.flatten().tolist(), columns.flatten().tolist(), rows.flatten().tolist(), strict=True
+        )
+        _, depth, request = max(entries)
+        lengths = torch.zeros_like(drafted)
+        lengths[request] = depth + 1
+        return lengths.minimum(drafted)
+
+
+class ScaledSurvival(LengthPolicy):
+    """Control 3: survival is calibrated by a factor for each position after the product was taken."""
+
+    name = "scaled-survival"
+    factors: ClassVar[tuple[float, ...]] = (0.5, 1.0, 1.5)
+
+    def lengths(self, survival: Tensor, drafted: Tensor, load: Load) -> Tensor:
+        factors = torch.tensor(self.factors, dtype=survival.dtype)[: survival.shape[1]]
+        steps = torch.arange(1, survival.shape[1] + 1)
+        return ((survival * factors >= 0.5) * steps).amax(dim=1).minimum(drafted)
+
+
+class Gates(LengthPolicy):
+    """Control 5: each request is verified when the other's second confidence is good; alone it always is."""
+
+    name = "gates"
+
+    def lengths(self, survival: Tensor, drafted: Tensor, load: Load) -> Tensor:
+        if len(drafted) != 2:
+            return drafted
+        conditional = survival[:, 1] / survival[:, 0]
+        return torch.where(conditional.flip(0) >= 0.5, drafted, 0)
+
+
+class Peeks(LengthPolicy):
+    """Verifies all when the whole block looks good, nothing when it does not."""
+
+    name = "peeks"
+
+    def lengths(self, survival: Tensor, drafted: Tensor, load: Load) -> Tensor:
+        return torch.where(survival[:, -1] > 0.1, drafted, 0)
+
+
+class _Plugin:
+    def __init__(self, parts: tuple[type[Part], ...]) -> None:
+        self.parts = parts
+
+    @hookimpl
+    def deepspec_parts(self) -> list[type]:
+        return list(self.parts)
+
+
+def built(target: ToyTarget, draft_length: int, *parts: type[Part], **names: object) -> Parts:
+    """A composition of these parts, the rest by name."""
+    manager = create_plugin_manager()
+    register(manager, _Plugin(parts), name="made")
+    chosen = {"drafter": "still", **{part.kind: part.name for part in parts}, **names}
+    parts_ = Strategy(name="made", draft_length=draft_length, **chosen).build(target.info, manager=manager)
+    parts_.modules().double()
+    return parts_
+
+
+def constant_target(*law: float) -> ToyTarget:
+    """A target that gives every token this law, whatever came before."""
+    target = ToyTarget(len(law))
+    target.info.lm_head.zero_()
+    target.info.lm_head[:, -1] = torch.tensor(law, dtype=torch.float64).log()
+    return target

@@ -143,7 +143,7 @@ def _verdict(title: str, run: Callable[[Subject], Finding], subject: Subject) ->
     except Exception as error:  # noqa: BLE001  # foreign code may raise anything, and the rest is still checked
         reason = " ".join(str(error).split())
         return Property(title, False, f"could not be checked: {type(error).__name__}: {reason}", None)
-    detail = found.holds if found.passed else f"{found.broken}"
+    detail = found.holds if found.passed else found.broken
     error_ = found.error
     return Property(
         title, found.passed, detail, error_ if error_ is not None and math.isfinite(error_) else None

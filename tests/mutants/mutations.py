@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-TARGET = ("tests/target/test_model.py",)
+TARGET = ("tests/target/test_packed.py",)
 PROCESS = ("tests/sampling/test_process.py",)
 SAMPLER = ("tests/sampling/test_sampler.py",)
 STREAMS = ("tests/sampling/test_streams.py",)
@@ -287,11 +287,11 @@ MUTANTS = (
         ENGINE,
     ),
     Mutant(
-        "one token too few",
+        "one token too many",
         "deepspec/engine/request.py",
-        "taken = new[:room]",
-        "taken = new[: max(1, room - 1)]",
-        "tokens that were decided are thrown away",
+        "room = self.params.max_tokens - (len(self.tokens) - self.prompt_length)",
+        "room = self.params.max_tokens - (len(self.tokens) - self.prompt_length) + 1",
+        "an output is longer than it may be",
         ENGINE,
     ),
     Mutant(

@@ -27,8 +27,9 @@ from deepspec.evaluate.tasks import collect_prompts
 from deepspec.sampling import Stream, request_seed, uniforms
 from deepspec.sampling.categorical import BLOCK
 from deepspec.strategy import Parts
-from deepspec.target import Span, Target, load_target
+from deepspec.target import Target, load_target
 from deepspec.train.assemble import assemble
+from deepspec.types import Span
 
 MARGIN = 1e-4
 SEED = 0

@@ -10,7 +10,10 @@ are indexed by request use the order of ``slots``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -70,13 +73,27 @@ class AnchorBlocks:
     valid: Tensor
 
 
+class Span(NamedTuple):
+    """Consecutive tokens of one request, host side: its slot, the first token's position, how many."""
+
+    slot: int
+    start: int
+    length: int
+
+
+def as_range(slots: Sequence[int]) -> slice | None:
+    """The slots as a slice, None when they do not follow one another."""
+    whole = range(slots[0], slots[0] + len(slots))
+    return slice(whole.start, whole.stop) if list(slots) == list(whole) else None
+
+
 @dataclass(frozen=True)
 class Extension:
     """Newly committed text of some requests, packed request after request.
 
     Attributes:
         slots: int64 ``[R]``, distinct.
-        counts: how many rows each request has here (host side), ``len(counts) == R``.
+        spans: the same rows, host side: R spans one after the other.
         rows: int64 ``[T]``, for each packed token, the slot it belongs to.
         positions: int64 ``[T]``, absolute positions, consecutive inside a request.
         tokens: int64 ``[T]``, the tokens at those positions.
@@ -85,7 +102,7 @@ class Extension:
     """
 
     slots: Tensor
-    counts: tuple[int, ...]
+    spans: tuple[Span, ...]
     rows: Tensor
     positions: Tensor
     tokens: Tensor
@@ -101,17 +118,25 @@ class Anchors:
         slots: int64 ``[R]``.
         tokens: int64 ``[R]``, the anchor tokens x_0.
         positions: int64 ``[R]``, their absolute positions.
-        max_position: the largest position (host side), so that nobody has to ask the device for it.
+        spans: the same anchors, host side, so that nobody has to ask the device: R spans of length 1.
         num_draft: how many tokens will be drafted at most this round.
-        slot_range: the slots as a slice when they follow one another (host side), else None.
     """
 
     slots: Tensor
     tokens: Tensor
     positions: Tensor
-    max_position: int
+    spans: tuple[Span, ...]
     num_draft: int
-    slot_range: slice | None = None
+
+    @cached_property
+    def max_position(self) -> int:
+        """The largest position."""
+        return max(span.start for span in self.spans)
+
+    @cached_property
+    def slot_range(self) -> slice | None:
+        """The slots as a slice when they follow one another, else None."""
+        return as_range([span.slot for span in self.spans])
 
 
 @dataclass(frozen=True)

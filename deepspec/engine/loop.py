@@ -24,9 +24,9 @@ from deepspec.engine.request import Request
 from deepspec.interfaces import RoundUniforms
 from deepspec.sampling import SamplingParams, batch_sampling
 from deepspec.strategy import Parts
-from deepspec.target import DecodingTarget, Span
-from deepspec.target.packed import as_range, span_rows
-from deepspec.types import Anchors, Draft, Extension, Features, Load, Sampling, TargetRows, Verdict
+from deepspec.target import DecodingTarget
+from deepspec.target.packed import span_rows
+from deepspec.types import Anchors, Draft, Extension, Features, Load, Sampling, Span, TargetRows, Verdict
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,16 @@ class Loop:
         if not any(kept):
             return
         entries = [(s, r, n) for s, r, n in zip(outcome.spans, requests, kept, strict=True) if n > 0]
-        slots, positions = span_rows([Span(s.slot, s.start, n) for s, _, n in entries])
+        spans = tuple(Span(s.slot, s.start, n) for s, _, n in entries)
+        slots, positions = span_rows(spans)
         offsets = np.cumsum([0] + [s.length for s in outcome.spans])
         index = [np.arange(o, o + n) for o, n in zip(offsets, kept, strict=False) if n > 0]
         tokens = [t for s, r, n in entries for t in r.tokens[s.start : s.start + n]]
         following = [t for s, r, n in entries for t in r.tokens[s.start + 1 : s.start + n + 1]]
         self.parts.drafter.extend(
             Extension(
-                slots=self._ids([s.slot for s, _, _ in entries], draft=True),
-                counts=tuple(n for _, _, n in entries),
+                slots=self._ids([span.slot for span in spans], draft=True),
+                spans=spans,
                 rows=self._ids(slots, draft=True),
                 positions=self._ids(positions, draft=True),
                 tokens=self._ids(tokens, draft=True),
@@ -145,14 +146,12 @@ class Loop:
         lengths = torch.full_like(anchors, num_draft)
         draft = _empty_draft(anchors, noise)
         if num_draft > 0:
-            slots = [r.slot for r in decoding]
             start = Anchors(
-                slots=self._ids(slots, draft=True),
+                slots=self._ids([r.slot for r in decoding], draft=True),
                 tokens=anchors.to(self._draft_device),
                 positions=self._ids(positions, draft=True),
-                max_position=max(positions),
+                spans=tuple(Span(r.slot, len(r.tokens) - 1, 1) for r in decoding),
                 num_draft=num_draft,
-                slot_range=as_range(slots),
             )
             drafted = run_draft(
                 self.parts, start, _sampling_on(sampling, self._draft_device), noise.to(self._draft_device)

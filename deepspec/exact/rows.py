@@ -19,8 +19,7 @@ from deepspec.engine.draft import Drafted
 from deepspec.exact.toy import ToyTarget
 from deepspec.sampling import Drawn, SamplingParams, batch_sampling, sampler, scale
 from deepspec.strategy import Parts
-from deepspec.target import Span
-from deepspec.types import Anchors, Draft, Extension, Features, Load, Sampling, TargetRows
+from deepspec.types import Anchors, Draft, Extension, Features, Load, Sampling, Span, TargetRows
 
 _CPU = torch.device("cpu")
 #: How well an interval's ends are known; a law adds up a few dozen of them.
@@ -167,21 +166,15 @@ class Rows:
             slots=self._every,
             tokens=self._tokens[self._every, self._computed],
             positions=self._computed.clone(),
-            max_position=int(self._computed.max()),
+            spans=self._spans(torch.ones_like(self._computed)),
             num_draft=num_draft,
-            slot_range=slice(0, len(self._every)),
         )
 
     def _forward(self, counts: Tensor) -> Features:
         """The next ``counts [N]`` tokens of each request through the target."""
         rows = self._every.repeat_interleave(counts)
-        spans = [
-            Span(slot, start, count)
-            for slot, (start, count) in enumerate(zip(self._computed.tolist(), counts.tolist(), strict=True))
-            if count > 0
-        ]
         return self.target.forward(
-            self._tokens[rows, self._positions(counts)], spans, self._cache, self._layers
+            self._tokens[rows, self._positions(counts)], self._spans(counts), self._cache, self._layers
         )
 
     def _extend(self, counts: Tensor, features: Features) -> None:
@@ -190,7 +183,7 @@ class Rows:
         self.parts.drafter.extend(
             Extension(
                 slots=self._every[counts > 0],
-                counts=tuple(counts[counts > 0].tolist()),
+                spans=self._spans(counts),
                 rows=rows,
                 positions=positions,
                 tokens=self._tokens[rows, positions],
@@ -199,6 +192,11 @@ class Rows:
             )
         )
         self._computed += counts
+
+    def _spans(self, counts: Tensor) -> tuple[Span, ...]:
+        """The next ``counts [N]`` tokens of each request, host side."""
+        starts = zip(self._computed.tolist(), counts.tolist(), strict=True)
+        return tuple(Span(slot, start, n) for slot, (start, n) in enumerate(starts) if n > 0)
 
     def _positions(self, counts: Tensor) -> Tensor:
         first = self._computed - (counts.cumsum(0) - counts)

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from deepspec.errors import ConfigError
 from deepspec.interfaces import TargetInfo
-from deepspec.target import Span
 from deepspec.target.packed import span_rows
-from deepspec.types import Features, TokenBatch
+from deepspec.types import Features, Span, TokenBatch
 
 
 class ToyTarget:

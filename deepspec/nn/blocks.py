@@ -48,3 +48,8 @@ def apply_rotary(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = table
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def additive_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where the bool tensor ``seen`` is true, -inf elsewhere."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))

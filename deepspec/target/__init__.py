@@ -3,6 +3,6 @@
 from deepspec.target.decoding import DecodingTarget
 from deepspec.target.load import load_target
 from deepspec.target.model import Target, fingerprint, make_target
-from deepspec.target.packed import KVSlots, Span
+from deepspec.target.packed import KVSlots
 
-__all__ = ["DecodingTarget", "KVSlots", "Span", "Target", "fingerprint", "load_target", "make_target"]
+__all__ = ["DecodingTarget", "KVSlots", "Target", "fingerprint", "load_target", "make_target"]

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from deepspec.interfaces import TargetInfo
-from deepspec.target.packed import Span
-from deepspec.types import Features
+from deepspec.types import Features, Span
 
 
 class DecodingTarget(Protocol):

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from deepspec.errors import ConfigError, TargetError
 from deepspec.interfaces import TargetInfo
 from deepspec.resources import memory
-from deepspec.target.packed import ATTENTION_NAME, KVSlots, Span, plan_step, span_rows
-from deepspec.types import Features, TokenBatch
+from deepspec.target.packed import ATTENTION_NAME, KVSlots, plan_step, span_rows
+from deepspec.types import Features, Span, TokenBatch
 
 logger = logging.getLogger(__name__)
 

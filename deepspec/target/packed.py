@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,23 +21,12 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
+from deepspec.nn import additive_mask
+from deepspec.types import Span, as_range
+
 ATTENTION_NAME = "deepspec_packed"
 _DECODE_ROWS = 32  # spans up to this many rows share one padded call
 _FIRST_BUCKET = 256  # KV lengths are grouped by powers of two from here on
-
-
-class Span(NamedTuple):
-    """Consecutive tokens of one request: its KV slot, the first token's position, how many."""
-
-    slot: int
-    start: int
-    length: int
-
-
-def as_range(slots: Sequence[int]) -> slice | None:
-    """The slots as a slice, None when they do not follow one another."""
-    whole = range(slots[0], slots[0] + len(slots))
-    return slice(whole.start, whole.stop) if list(slots) == list(whole) else None
 
 
 def span_rows(spans: Sequence[Span]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -196,8 +185,7 @@ def _additive_mask(
     seen = keys <= positions
     if window is not None:
         seen &= keys > positions - window
-    mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
-    return mask.repeat(1, repeats, 1)[:, None]
+    return additive_mask(seen, dtype).repeat(1, repeats, 1)[:, None]
 
 
 def packed_attention(

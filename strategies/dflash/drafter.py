@@ -16,7 +16,7 @@ from torch.nn.functional import embedding
 
 from deepspec.errors import ConfigError
 from deepspec.interfaces import BuildContext, Drafter, PartConfig, Readout
-from deepspec.nn import RMSNorm, SlotStore, rotary
+from deepspec.nn import AnchorGrid, RMSNorm, SlotStore, additive_mask, rotary
 from deepspec.types import AnchorBlocks, Anchors, Extension, Features, TokenBatch
 
 from .layers import ContextAttention, DraftLayer
@@ -153,14 +153,14 @@ class DFlashDrafter(Drafter[BlockState]):
 
     def block(self, batch: TokenBatch, features: Features, anchors: AnchorBlocks) -> Tensor:
         num_draft = self.context.draft_length
-        grid = _AnchorGrid.of(anchors, len(batch.tokens), num_draft)
+        grid = AnchorGrid.of(anchors, len(batch.tokens))
         injected = self._inject(features.tapped)
         context_table = self._table(batch.positions, injected.dtype)
         x = self._block_input(batch.tokens[anchors.rows, anchors.columns], num_draft)
         steps = torch.arange(num_draft, device=x.device)
         positions = batch.positions[anchors.rows, anchors.columns][:, None] + steps
-        x, positions = grid.scatter(x), grid.scatter(positions)
-        mask = grid.mask(batch, x.dtype).repeat(1, 1, self.repeats, 1)
+        x, positions = grid.scatter(x).flatten(1, 2), grid.scatter(positions).flatten(1, 2)
+        mask = additive_mask(self._seen(batch, grid), x.dtype)
         table = self._table(positions, x.dtype)
         for layer in self._layers:
             context = layer.self_attn.keys_values(injected, context_table)
@@ -171,7 +171,7 @@ class DFlashDrafter(Drafter[BlockState]):
                 return torch.cat([context[0], keys], dim=1), torch.cat([context[1], values], dim=1)
 
             x = layer(x, table, join, mask)
-        return grid.gather(self.norm(x))
+        return grid.gather(self.norm(x).unflatten(1, (grid.width, num_draft)))
 
     def release(self, slot: int) -> None:
         """Nothing to do: a slot's next request overwrites it."""
@@ -181,8 +181,15 @@ class DFlashDrafter(Drafter[BlockState]):
         num_draft = self.context.draft_length
         ends = anchors.positions[:, None] + num_draft
         seen = torch.arange(anchors.max_position + num_draft, device=ends.device) < ends
-        mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
-        return mask[:, None, None].expand(-1, 1, self.repeats * num_draft, -1)
+        return additive_mask(seen, dtype)[:, None, None].expand(-1, 1, self.repeats * num_draft, -1)
+
+    def _seen(self, batch: TokenBatch, grid: AnchorGrid) -> Tensor:
+        """Bool ``[S, 1, heads per kv head * width * G, L + width * G]``: its context, and its own block."""
+        num_draft = self.context.draft_length
+        context = grid.context(batch).repeat_interleave(num_draft, dim=1)
+        block = torch.arange(grid.width * num_draft, device=context.device) // num_draft
+        own = (block[:, None] == block).expand(grid.num_rows, -1, -1)
+        return torch.cat([context, own], dim=-1)[:, None].repeat(1, 1, self.repeats, 1)
 
     def _looked_up(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = self._decode_table
@@ -200,53 +207,6 @@ class DFlashDrafter(Drafter[BlockState]):
     def _table(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         cos, sin = rotary(positions, self.info.head_dim, self.info.rope_theta, dtype)
         return cos[..., None, :], sin[..., None, :]
-
-
-@dataclass(frozen=True)
-class _AnchorGrid:
-    """Anchors arranged by batch row, so that a row's blocks share one attention call over its context.
-
-    Attributes:
-        anchors: the flat blocks. cell: int64 ``[N]``, each anchor's place in its row.
-        num_rows, width, num_draft: S, the most anchors of a row, and G.
-    """
-
-    anchors: AnchorBlocks
-    cell: Tensor
-    num_rows: int
-    width: int
-    num_draft: int
-
-    @classmethod
-    def of(cls, anchors: AnchorBlocks, num_rows: int, num_draft: int) -> _AnchorGrid:
-        counts = torch.bincount(anchors.rows, minlength=num_rows)
-        order = anchors.rows.argsort(stable=True)
-        starts = counts.cumsum(0) - counts
-        cell = torch.empty_like(order)
-        cell[order] = torch.arange(len(order), device=order.device) - starts[anchors.rows[order]]
-        return cls(anchors, cell, num_rows, int(counts.max()), num_draft)
-
-    def scatter(self, values: Tensor) -> Tensor:
-        """``[N, G, ...]`` to ``[S, width * G, ...]``, zero where a row has fewer anchors."""
-        full = values.new_zeros((self.num_rows, self.width, *values.shape[1:]))
-        return full.index_put((self.anchors.rows, self.cell), values).flatten(1, 2)
-
-    def gather(self, values: Tensor) -> Tensor:
-        """The inverse of :meth:`scatter`."""
-        return values.unflatten(1, (self.width, self.num_draft))[self.anchors.rows, self.cell]
-
-    def mask(self, batch: TokenBatch, dtype: torch.dtype) -> Tensor:
-        """Additive ``[S, 1, width * G, L + width * G]``: own document before the anchor, and own block."""
-        length = batch.tokens.shape[1]
-        columns = torch.arange(length, device=batch.tokens.device)
-        rows = self.anchors.rows
-        segment = batch.segments[rows, self.anchors.columns][:, None]
-        context = (columns < self.anchors.columns[:, None]) & (batch.segments[rows] == segment)
-        context = self.scatter(context[:, None].expand(-1, self.num_draft, -1))
-        block = torch.arange(self.width * self.num_draft, device=columns.device) // self.num_draft
-        own = (block[:, None] == block).expand(self.num_rows, -1, -1)
-        seen = torch.cat([context, own], dim=-1)[:, None]
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from deepspec.engine.draft import Drafted, readout_logits, run_draft
 from deepspec.sampling import batch_sampling
 from deepspec.strategy import Parts
 from deepspec.target import Target
-from deepspec.types import Anchors
+from deepspec.types import Anchors, Span
 from tests.exact_statistics.compositions import build, tiny_target
 
 DRAFT_LENGTH, NUM_REQUESTS, VOCAB, TEMPERATURE = 3, 4, 6, 1.3
@@ -32,7 +32,8 @@ def _parts(target: Target, confidence: str = "linear") -> Parts:
 def _drafted(parts: Parts) -> tuple[Anchors, Drafted]:
     parts.drafter.allocate(NUM_REQUESTS, 16, torch.float64, CPU)
     places = torch.arange(NUM_REQUESTS)
-    anchors = Anchors(places, places % VOCAB, torch.zeros_like(places), 0, DRAFT_LENGTH)
+    spans = tuple(Span(slot, 0, 1) for slot in range(NUM_REQUESTS))
+    anchors = Anchors(places, places % VOCAB, torch.zeros_like(places), spans, DRAFT_LENGTH)
     sampling = batch_sampling([SamplingParams(temperature=TEMPERATURE)] * NUM_REQUESTS, VOCAB, CPU)
     noise = torch.rand(NUM_REQUESTS, DRAFT_LENGTH, 2, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -10,9 +10,8 @@ from deepspec.errors import ConfigError
 from deepspec.exact.parts import random_parts
 from deepspec.interfaces import LengthPolicy
 from deepspec.strategy import Strategy
-from deepspec.target import Span
 from deepspec.testing import ToyTarget
-from deepspec.types import Load, RoundRecord, TokenBatch
+from deepspec.types import Load, RoundRecord, Span, TokenBatch
 from tests.exact.made_parts import Still, built
 
 

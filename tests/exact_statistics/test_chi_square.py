@@ -17,8 +17,8 @@ from torch import Tensor
 from deepspec.engine import Engine, SamplingParams
 from deepspec.interfaces import PartConfig, RoundUniforms, Verifier
 from deepspec.strategy import Parts
-from deepspec.target import Span, Target
-from deepspec.types import Draft, TargetRows, Verdict
+from deepspec.target import Target
+from deepspec.types import Draft, Span, TargetRows, Verdict
 from tests.exact_statistics.compositions import (
     POLICIES,
     STRATEGIES,

@@ -22,7 +22,7 @@ from deepspec.engine.draft import Drafted, run_draft
 from deepspec.interfaces import HeadStep, RoundUniforms, SequentialHead, TargetInfo
 from deepspec.sampling import SamplingParams, batch_sampling, draw_draft
 from deepspec.strategy import Parts
-from deepspec.types import Anchors, Draft, Extension, Features, Load, Sampling, TargetRows
+from deepspec.types import Anchors, Draft, Extension, Features, Load, Sampling, Span, TargetRows
 from tests.exact_statistics.compositions import (
     CALIBRATORS,
     HEADS,
@@ -76,7 +76,7 @@ def _drafted(parts: Parts) -> Drafted:
     drafter.extend(
         Extension(
             slots=torch.arange(NUM_REQUESTS),
-            counts=(4,) * NUM_REQUESTS,
+            spans=tuple(Span(slot, 0, 4) for slot in range(NUM_REQUESTS)),
             rows=torch.arange(NUM_REQUESTS).repeat_interleave(4),
             positions=torch.arange(4).repeat(NUM_REQUESTS),
             tokens=_ids(rows),
@@ -84,9 +84,9 @@ def _drafted(parts: Parts) -> Drafted:
             features=Features(torch.randn(rows, len(drafter.target_layers) * size), torch.randn(rows, size)),
         )
     )
-    anchors = Anchors(
-        torch.arange(NUM_REQUESTS), _ids(NUM_REQUESTS), torch.full((NUM_REQUESTS,), 4), 4, DRAFT_LENGTH
-    )
+    spans = tuple(Span(slot, 4, 1) for slot in range(NUM_REQUESTS))
+    positions = torch.full((NUM_REQUESTS,), 4)
+    anchors = Anchors(torch.arange(NUM_REQUESTS), _ids(NUM_REQUESTS), positions, spans, DRAFT_LENGTH)
     return run_draft(parts, anchors, _sampling(), torch.rand(NUM_REQUESTS, DRAFT_LENGTH, 2))
 
 

@@ -9,7 +9,7 @@ from deepspec_strategies.dflash.drafter import even_layers
 from deepspec.errors import ConfigError
 from deepspec.strategy import Parts, Strategy
 from deepspec.target import Target
-from deepspec.types import AnchorBlocks, Anchors, Extension, Features, TokenBatch
+from deepspec.types import AnchorBlocks, Anchors, Extension, Features, Span, TokenBatch
 from tests.tiny_models import VOCAB, masked_target
 
 G = 4
@@ -60,7 +60,7 @@ def test_block_equals_step_for_every_anchor_also_in_packed_rows(target: Target) 
             drafter.extend(
                 Extension(
                     slots=slot,
-                    counts=(length,),
+                    spans=(Span(n % 4, 0, length),),
                     rows=slot.expand(length),
                     positions=torch.arange(length),
                     tokens=batch.tokens[row, span],
@@ -68,7 +68,8 @@ def test_block_equals_step_for_every_anchor_also_in_packed_rows(target: Target) 
                     features=Features(features.tapped[row, span], features.last_hidden[row, span]),
                 )
             )
-        start = Anchors(slot, batch.tokens[row, column : column + 1], torch.tensor([length]), length, G)
+        anchor = batch.tokens[row, column : column + 1]
+        start = Anchors(slot, anchor, torch.tensor([length]), (Span(n % 4, length, 1),), G)
         state = drafter.begin(start)
         stepped = torch.stack([drafter.step(state, k, start.tokens)[0] for k in range(G)])
         torch.testing.assert_close(stepped, trained[n], atol=1e-5, rtol=1e-5)

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from deepspec.target.model import Target, make_target
-from deepspec.target.packed import Span
-from deepspec.types import TokenBatch
+from deepspec.types import Span, TokenBatch
 from tests.tiny_models import FAMILIES, VOCAB, make
 
 # float64 weights; transformers computes norms and rotary angles in float32, hence not 1e-12.

@@ -1,8 +1,9 @@
 """DFlash's drafter: one parallel pass over an anchor and mask tokens, with target features as context.
 
 Chen et al. 2026 (2602.06036). Every draft layer attends from the block's slots to the keys and values of
-the injected context features and of the block itself, both directions inside the block; slot k predicts
-the token at anchor + k + 1. Weight names are the field's shared ones.
+the injected context features and of the block itself, both directions inside the block. Slot k predicts
+the token at anchor + k + 1, or in the original layout the one in its own place, so that the anchor's slot
+predicts nothing. Weight names are the field's shared ones.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ class DFlashConfig(PartConfig):
         default=None, description="tapped target layers, 0-based, never the last"
     )
     mask_token_id: int | None = Field(default=None, description="token id that real text never uses")
+    sample_from_anchor: bool = Field(
+        default=True,
+        description="whether the anchor's slot gives the first draft token: G slots; false is the original "
+        "layout of 1 + G slots, each predicting the token in its own place",
+    )
     intermediate_size: int | None = Field(default=None, ge=1, description="width of the draft MLP")
     num_heads: int | None = Field(default=None, ge=1, description="attention heads")
     num_kv_heads: int | None = Field(default=None, ge=1, description="key/value heads")
@@ -73,6 +79,8 @@ class DFlashDrafter(Drafter[BlockState]):
         self.info = info
         self._target_layers = config.target_layers or even_layers(info.num_layers, config.num_target_layers)
         self.mask_token_id = _mask_token(config, context)
+        self.num_idle = 0 if config.sample_from_anchor else 1  # slots that predict nothing, the first ones
+        self.width = self.num_idle + context.draft_length
         size, eps = info.hidden_size, info.rms_norm_eps
         heads, kv_heads = config.num_heads or info.num_heads, config.num_kv_heads or info.num_kv_heads
         self.repeats = heads // kv_heads
@@ -111,12 +119,9 @@ class DFlashDrafter(Drafter[BlockState]):
     def allocate(self, num_slots: int, max_positions: int, dtype: torch.dtype, device: torch.device) -> None:
         attention = self._layers[0].self_attn
         shape = (2, attention.num_kv_heads, attention.head_dim)  # keys and values
-        self.slots = [
-            SlotStore(num_slots, max_positions, shape, dtype=dtype, device=device) for _ in self._layers
-        ]
-        self._decode_table = self._table(
-            torch.arange(max_positions + self.context.draft_length, device=device), dtype
-        )
+        room = max_positions + self.width  # a block lies behind the committed tokens
+        self.slots = [SlotStore(num_slots, room, shape, dtype=dtype, device=device) for _ in self._layers]
+        self._decode_table = self._table(torch.arange(room, device=device), dtype)
 
     def extend(self, extension: Extension) -> None:
         injected = self._inject(extension.features.tapped)
@@ -126,13 +131,13 @@ class DFlashDrafter(Drafter[BlockState]):
             store.write(extension.rows, extension.positions, pair)
 
     def begin(self, anchors: Anchors) -> BlockState:
-        num_draft = self.context.draft_length  # the whole block, as in training, also when fewer are drafted
-        positions = anchors.positions[:, None] + torch.arange(num_draft, device=anchors.positions.device)
-        x = self._block_input(anchors.tokens, num_draft)
+        # The whole block, as in training, also when fewer are drafted.
+        positions = anchors.positions[:, None] + torch.arange(self.width, device=anchors.positions.device)
+        x = self._block_input(anchors.tokens)
         table = self._looked_up(positions)
         mask = self._context_mask(anchors, x.dtype) if len(anchors.slots) > 1 else None
-        rows, flat = anchors.slots.repeat_interleave(num_draft), positions.flatten()
-        length = anchors.max_position + num_draft
+        rows, flat = anchors.slots.repeat_interleave(self.width), positions.flatten()
+        length = anchors.max_position + self.width
         where = anchors.slots if anchors.slot_range is None else anchors.slot_range
         for layer, store in zip(self._layers, self.slots, strict=True):
 
@@ -143,7 +148,7 @@ class DFlashDrafter(Drafter[BlockState]):
                 return both[:, :, 0], both[:, :, 1]
 
             x = layer(x, table, join, mask)
-        return BlockState(hidden=self.norm(x))
+        return BlockState(hidden=self.norm(x[:, self.num_idle :]))
 
     def step(self, state: BlockState, k: int, previous: Tensor) -> Tensor:
         return state.hidden[:, k]
@@ -152,12 +157,11 @@ class DFlashDrafter(Drafter[BlockState]):
         return state.hidden
 
     def block(self, batch: TokenBatch, features: Features, anchors: AnchorBlocks) -> Tensor:
-        num_draft = self.context.draft_length
         grid = AnchorGrid.of(anchors, len(batch.tokens))
         injected = self._inject(features.tapped)
         context_table = self._table(batch.positions, injected.dtype)
-        x = self._block_input(batch.tokens[anchors.rows, anchors.columns], num_draft)
-        steps = torch.arange(num_draft, device=x.device)
+        x = self._block_input(batch.tokens[anchors.rows, anchors.columns])
+        steps = torch.arange(self.width, device=x.device)
         positions = batch.positions[anchors.rows, anchors.columns][:, None] + steps
         x, positions = grid.scatter(x).flatten(1, 2), grid.scatter(positions).flatten(1, 2)
         mask = additive_mask(self._seen(batch, grid), x.dtype)
@@ -171,23 +175,22 @@ class DFlashDrafter(Drafter[BlockState]):
                 return torch.cat([context[0], keys], dim=1), torch.cat([context[1], values], dim=1)
 
             x = layer(x, table, join, mask)
-        return grid.gather(self.norm(x).unflatten(1, (grid.width, num_draft)))
+        drafted = x.unflatten(1, (grid.width, self.width))[:, :, self.num_idle :]
+        return grid.gather(self.norm(drafted))
 
     def release(self, slot: int) -> None:
         """Nothing to do: a slot's next request overwrites it."""
 
     def _context_mask(self, anchors: Anchors, dtype: torch.dtype) -> Tensor:
-        """Additive ``[R, 1, heads per kv head * G, keys]``: what lies before each block's end."""
-        num_draft = self.context.draft_length
-        ends = anchors.positions[:, None] + num_draft
-        seen = torch.arange(anchors.max_position + num_draft, device=ends.device) < ends
-        return additive_mask(seen, dtype)[:, None, None].expand(-1, 1, self.repeats * num_draft, -1)
+        """Additive ``[R, 1, heads per kv head * slots, keys]``: what lies before each block's end."""
+        ends = anchors.positions[:, None] + self.width
+        seen = torch.arange(anchors.max_position + self.width, device=ends.device) < ends
+        return additive_mask(seen, dtype)[:, None, None].expand(-1, 1, self.repeats * self.width, -1)
 
     def _seen(self, batch: TokenBatch, grid: AnchorGrid) -> Tensor:
-        """Bool ``[S, 1, heads per kv head * width * G, L + width * G]``: its context, and its own block."""
-        num_draft = self.context.draft_length
-        context = grid.context(batch).repeat_interleave(num_draft, dim=1)
-        block = torch.arange(grid.width * num_draft, device=context.device) // num_draft
+        """Bool ``[S, 1, heads per kv head * Q, L + Q]``, Q slots a row: its context, and its own block."""
+        context = grid.context(batch).repeat_interleave(self.width, dim=1)
+        block = torch.arange(grid.width * self.width, device=context.device) // self.width
         own = (block[:, None] == block).expand(grid.num_rows, -1, -1)
         return torch.cat([context, own], dim=-1)[:, None].repeat(1, 1, self.repeats, 1)
 
@@ -198,9 +201,9 @@ class DFlashDrafter(Drafter[BlockState]):
     def _inject(self, tapped: Tensor) -> Tensor:
         return self.hidden_norm(self.fc(tapped.to(self.fc.weight.dtype)))
 
-    def _block_input(self, tokens: Tensor, num_draft: int) -> Tensor:
-        """Embeddings of [anchor, mask, mask, ...]: ``[N, G, H]``."""
-        block = torch.full((len(tokens), num_draft), self.mask_token_id, device=tokens.device)
+    def _block_input(self, tokens: Tensor) -> Tensor:
+        """Embeddings of [anchor, mask, mask, ...]: ``[N, slots, H]``."""
+        block = torch.full((len(tokens), self.width), self.mask_token_id, device=tokens.device)
         block[:, 0] = tokens
         return embedding(block, self.info.embedding).to(self.fc.weight.dtype) * self.info.embedding_scale
 

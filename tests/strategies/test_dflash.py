@@ -9,6 +9,7 @@ from deepspec_strategies.dflash.drafter import even_layers
 from deepspec.errors import ConfigError
 from deepspec.strategy import Parts, Strategy
 from deepspec.target import Target
+from deepspec.testing import check_strategy
 from deepspec.types import AnchorBlocks, Anchors, Extension, Features, Span, TokenBatch
 from tests.tiny_models import VOCAB, masked_target
 
@@ -20,10 +21,15 @@ def target() -> Target:
     return masked_target()
 
 
-def _parts(target: Target, layers: int = 2) -> Parts:
+LAYOUTS = pytest.mark.parametrize("from_anchor", [True, False], ids=["anchor-first", "original"])
+
+
+def _parts(target: Target, draft_length: int = G, *, from_anchor: bool = True) -> Parts:
     torch.manual_seed(0)
     strategy = Strategy.named("dspark").replace(
-        draft_length=G, drafter={"num_layers": layers, "num_target_layers": 2}, head={"rank": 6}
+        draft_length=draft_length,
+        drafter={"num_layers": 2, "num_target_layers": 2, "sample_from_anchor": from_anchor},
+        head={"rank": 6},
     )
     parts = strategy.build(target.info)
     parts.modules().double().eval()
@@ -43,14 +49,16 @@ def _blocks(rows: list[int], columns: list[int]) -> AnchorBlocks:
     return AnchorBlocks(torch.tensor(rows), torch.tensor(columns), empty, empty, empty.bool())
 
 
+@LAYOUTS
 @torch.no_grad()
-def test_block_equals_step_for_every_anchor_also_in_packed_rows(target: Target) -> None:
-    parts, batch = _parts(target), _batch()
+def test_block_equals_step_for_every_anchor_also_in_packed_rows(target: Target, from_anchor: bool) -> None:
+    parts, batch = _parts(target, from_anchor=from_anchor), _batch()
     drafter = parts.drafter
     features = target.features(batch, drafter.target_layers)
     anchors = _blocks([1, 0, 1, 0, 1, 0], [15, 3, 2, 19, 10, 0])
     trained = drafter.block(batch, features, anchors)
-    drafter.allocate(4, 64, torch.float64, torch.device("cpu"))
+    longest = int(batch.positions[anchors.rows, anchors.columns].max())
+    drafter.allocate(4, longest, torch.float64, torch.device("cpu"))  # not one committed token more
     for n, (row, column) in enumerate(zip(anchors.rows.tolist(), anchors.columns.tolist(), strict=True)):
         length = int(batch.positions[row, column])
         begin = column - length
@@ -77,8 +85,25 @@ def test_block_equals_step_for_every_anchor_also_in_packed_rows(target: Target) 
 
 
 @torch.no_grad()
-def test_a_block_sees_nothing_at_or_after_its_anchor_but_the_anchor(target: Target) -> None:
-    drafter, batch = _parts(target).drafter, _batch()
+def test_the_original_layout_has_the_same_slots_and_draws_from_all_but_the_first(target: Target) -> None:
+    batch, anchors = _batch(), _blocks([1, 0, 1], [15, 3, 2])
+    longer, original = _parts(target, G + 1).drafter, _parts(target, from_anchor=False).drafter
+    features = target.features(batch, original.target_layers)
+    original.load_state_dict(longer.state_dict())
+    slots = longer.block(batch, features, anchors)
+    torch.testing.assert_close(original.block(batch, features, anchors), slots[:, 1:])
+
+
+def test_the_original_layout_keeps_the_law() -> None:
+    check_strategy(Strategy.named("dflash").replace(drafter={"sample_from_anchor": False})).raise_if_failed()
+
+
+@LAYOUTS
+@torch.no_grad()
+def test_a_block_sees_nothing_at_or_after_its_anchor_but_the_anchor(
+    target: Target, from_anchor: bool
+) -> None:
+    drafter, batch = _parts(target, from_anchor=from_anchor).drafter, _batch()
     features = target.features(batch, drafter.target_layers)
     changed = Features(features.tapped.clone(), features.last_hidden)
     changed.tapped[0, 8:] += 1.0

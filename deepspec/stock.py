@@ -17,6 +17,7 @@ def deepspec_parts() -> list[str]:
         "token=deepspec.verifiers.token:TokenVerifier",
         "delta=deepspec.verifiers.delta:DeltaVerifier",
         "ce=deepspec.train.terms:CrossEntropy",
+        "soft_ce=deepspec.train.terms:SoftCrossEntropy",
         "l1=deepspec.train.terms:L1Distance",
         "confidence=deepspec.train.terms:ConfidenceEntropy",
         "stdlib=deepspec.evaluate.tasks:Stdlib",

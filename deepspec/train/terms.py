@@ -1,7 +1,8 @@
 """What drafted distributions are graded by: the loss terms of an objective, each a small named part.
 
 A term sees the draft and target distributions at M training slots and returns one loss for each. Slots
-are weighted and averaged by :mod:`deepspec.train.objective`. Terms here are those of DSpark (2607.05147).
+are weighted and averaged by :mod:`deepspec.train.objective`. Terms here are those of DSpark (2607.05147)
+and, where named, of others.
 """
 
 from __future__ import annotations
@@ -94,6 +95,15 @@ class CrossEntropy(ObjectiveTerm):
         known = rows.labels >= 0
         picked = rows.log_draft.gather(1, rows.labels.clamp(min=0)[:, None])[:, 0]
         return torch.where(known, -picked, 0.0)
+
+
+class SoftCrossEntropy(ObjectiveTerm):
+    """-sum over the draft vocabulary of p log q (EAGLE-3, 2503.01840); p's mass outside it does not count."""
+
+    name = "soft_ce"
+
+    def loss(self, rows: GradedRows) -> Tensor:
+        return -(rows.target * rows.log_draft).sum(dim=-1)
 
 
 class L1Distance(ObjectiveTerm):

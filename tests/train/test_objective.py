@@ -10,11 +10,11 @@ from torch import nn
 
 from deepspec.interfaces import HeadStep, Readout
 from deepspec.train.objective import BlockObjective, OutputWeights
-from deepspec.train.terms import ConfidenceEntropy, CrossEntropy, L1Distance
+from deepspec.train.terms import ConfidenceEntropy, CrossEntropy, L1Distance, SoftCrossEntropy
 from deepspec.types import AnchorBlocks, Features
 
 G, H, Z, D = 4, 6, 3, 5
-TERMS = [(CrossEntropy(), 0.1), (L1Distance(), 0.9), (ConfidenceEntropy(), 1.0)]
+TERMS = [(CrossEntropy(), 0.1), (L1Distance(), 0.9), (ConfidenceEntropy(), 1.0), (SoftCrossEntropy(), 0.3)]
 
 
 class Case:
@@ -87,7 +87,8 @@ class Case:
             found = [label] if ids is None else [i for i, t in enumerate(ids.tolist()) if t == label]
             ce = -log_q[found[0]] if found else torch.zeros((), dtype=torch.float64)
             bce = nn.functional.binary_cross_entropy_with_logits(self.confidence[n, k], 1 - l1.detach() / 2)
-            total = total + w * (0.1 * ce + 0.9 * l1 + bce)
+            soft_ce = -(p if ids is None else p[ids]) @ log_q
+            total = total + w * (0.1 * ce + 0.9 * l1 + bce + 0.3 * soft_ce)
             acceptance[n, k] = 1 - l1.detach() / 2
             norm += w
         return total / norm, acceptance
@@ -113,7 +114,7 @@ def test_chunked_loss_and_gradients_equal_the_plain_formula(kind, rows):
         case.hidden, case.step, case.outputs, features=case.features, anchors=case.anchors, total_weight=total
     )
     assert float(
-        graded.term_sums @ torch.tensor([0.1, 0.9, 1.0], dtype=torch.float64)
+        graded.term_sums @ torch.tensor([weight for _, weight in TERMS], dtype=torch.float64)
     ) / total == pytest.approx(float(loss.detach()), rel=1e-12)
     for leaf, gradient in zip(case.leaves(), expected, strict=True):
         torch.testing.assert_close(leaf.grad, gradient, rtol=1e-10, atol=1e-12)
@@ -206,5 +207,5 @@ def test_blocks_without_labels_leave_no_gradient():
     graded = case.objective().learn(
         case.hidden, case.step, case.outputs, features=case.features, anchors=empty, total_weight=1.0
     )
-    assert graded.term_sums.tolist() == [0, 0, 0]
+    assert graded.term_sums.tolist() == [0] * len(TERMS)
     assert case.hidden.grad is None

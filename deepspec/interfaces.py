@@ -6,6 +6,8 @@ The core drives them and is the only one to sample. Once per draft position k it
     step = head.step(previous, hidden, head_state)
     logits = softcap(hidden @ readout.weight.T) + step.latent @ head.output_weight.T
 
+A model-free drafter, a :class:`Proposer`, gives whole proposals instead.
+
 See ``types.py`` for shape letters. Every part is built from its own frozen ``Config`` and a
 :class:`BuildContext`; both arrive through the constructor. Parts hold no request state except in the
 slots they were given.
@@ -21,6 +23,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from deepspec.context import BuildContext as BuildContext
+from deepspec.context import TargetInfo as TargetInfo
 from deepspec.types import (
     AnchorBlocks,
     Anchors,
@@ -28,6 +32,7 @@ from deepspec.types import (
     Extension,
     Features,
     Load,
+    Proposal,
     TargetRows,
     TokenBatch,
     Verdict,
@@ -38,46 +43,6 @@ class PartConfig(BaseModel):
     """Base of every part's ``Config``: frozen, unknown keys are errors, a default is written once."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-@dataclass(frozen=True)
-class TargetInfo:
-    """What a part may know of the target. Weights are the target's own: frozen, shared, never copied.
-
-    Attributes:
-        hidden_size: D. vocab_size: V. num_layers: decoder layers.
-        num_heads, num_kv_heads, head_dim, intermediate_size, rms_norm_eps, rope_theta: of its layers.
-        max_positions: longest text it accepts.
-        mask_token_id: an id that real text never uses, or None when the tokenizer has none.
-        embedding: ``[V, D]``. embedding_scale: what the target multiplies embeddings by.
-        lm_head: ``[V, D]``. final_softcap: c in c*tanh(x/c) on its logits, or None.
-    """
-
-    hidden_size: int
-    vocab_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    intermediate_size: int
-    rms_norm_eps: float
-    rope_theta: float
-    max_positions: int
-    mask_token_id: int | None
-    embedding: Tensor
-    embedding_scale: float
-    lm_head: Tensor
-    final_softcap: float | None
-
-
-@dataclass(frozen=True)
-class BuildContext:
-    """What a strategy is being built for: the target, G, and (for parts after the drafter) H and Vd."""
-
-    target: TargetInfo
-    draft_length: int
-    hidden_size: int = 0
-    draft_vocab_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,11 +73,10 @@ class Part(ABC):
     Config: ClassVar[type[PartConfig]] = PartConfig
 
 
-class Drafter(Part, nn.Module, Generic[StateT]):
-    """What hidden state predicts position k?
+class BaseDrafter(Part, nn.Module):
+    """What both kinds of drafter share: :class:`Drafter`, a model, and :class:`Proposer`, which is none.
 
-    ``StateT`` is private to the drafter. State made after an ``extend`` is thrown away before the next
-    one: that is the whole rollback.
+    State made after an ``extend`` is thrown away before the next one: that is the whole rollback.
     """
 
     kind = "drafter"
@@ -125,9 +89,12 @@ class Drafter(Part, nn.Module, Generic[StateT]):
         self.context = context
 
     @property
-    @abstractmethod
-    def hidden_size(self) -> int:
-        """H."""
+    def pretrained(self) -> bool:
+        """Whether it is of use as it is built, since its weights come from elsewhere or it has none.
+
+        ``deepspec eval --strategy`` and :func:`deepspec.load` of a strategy refuse a drafter that is not.
+        """
+        return not self.trainable
 
     @property
     @abstractmethod
@@ -138,10 +105,6 @@ class Drafter(Part, nn.Module, Generic[StateT]):
     def reserved_token_ids(self) -> tuple[int, ...]:
         """Token ids to which the drafter gives a meaning of its own; training refuses text that uses them."""
         return ()
-
-    @abstractmethod
-    def readout(self) -> Readout:
-        """The output weights; logits = softcap(h @ weight.T) + latent @ W_out.T."""
 
     @abstractmethod
     def allocate(self, num_slots: int, max_positions: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -157,6 +120,23 @@ class Drafter(Part, nn.Module, Generic[StateT]):
 
         Positions may repeat earlier ones after a preemption and then replace them.
         """
+
+    @abstractmethod
+    def release(self, slot: int) -> None:
+        """Forget a request."""
+
+
+class Drafter(BaseDrafter, Generic[StateT]):
+    """What hidden state predicts position k? ``StateT`` is private to the drafter."""
+
+    @property
+    @abstractmethod
+    def hidden_size(self) -> int:
+        """H."""
+
+    @abstractmethod
+    def readout(self) -> Readout:
+        """The output weights; logits = softcap(h @ weight.T) + latent @ W_out.T."""
 
     @abstractmethod
     def begin(self, anchors: Anchors) -> StateT:
@@ -180,9 +160,28 @@ class Drafter(Part, nn.Module, Generic[StateT]):
         Equal to ``step`` when the samples are forced to the labels.
         """
 
+
+class Proposer(BaseDrafter):
+    """A model-free drafter: which tokens may follow, judging by the request's own text?
+
+    It keeps what it needs of the text that :meth:`extend` brings, in the slots that :meth:`allocate` made.
+    What it proposes is recorded as certain (one-hot q), so it takes no head and gives no confidence.
+    """
+
+    trainable = False
+
+    @property
+    def target_layers(self) -> tuple[int, ...]:
+        """None: a proposer reads no features."""
+        return ()
+
     @abstractmethod
-    def release(self, slot: int) -> None:
-        """Forget a request."""
+    def propose(self, anchors: Anchors) -> Proposal:
+        """At most ``anchors.num_draft`` tokens for each of R requests, from its own text up to its anchor.
+
+        A function of that text alone: neither of other requests' nor of what was proposed and refused. Runs
+        without waiting for the device. Tokens outside the vocabulary and lengths outside 0..G are refused.
+        """
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,19 @@ class Draft:
 
 
 @dataclass(frozen=True)
+class Proposal:
+    """What a model-free drafter proposes, G being ``Anchors.num_draft``.
+
+    Attributes:
+        tokens: int64 ``[R, G]`` in target ids; those past a request's length are not read.
+        lengths: int64 ``[R]`` in 0..G, how many are proposed; a request with none decodes plainly this round.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+
+
+@dataclass(frozen=True)
 class TargetRows:
     """What the target said of a round, packed.
 

@@ -40,7 +40,7 @@ Prompts = Sequence[Sequence[int]]
 def batch_one(run: Run, prompts: Prompts, temperature: float, num_tokens: int) -> dict[str, Any]:
     """Interleaved timings at batch 1, and τ over the same prompts, for one temperature."""
     params = SamplingParams(temperature=temperature, max_tokens=num_tokens)
-    speed = measure_speed(run.target, run.parts, prompts, params, against_transformers=True)
+    [speed] = measure_speed(run.target, [run.parts], prompts, params, against_transformers=True)
     config = EvalConfig(temperature=temperature, max_tokens=num_tokens, batch=32)
     rounds = decode_rounds(run.target, run.parts, prompts, config)
     measured = measure_acceptance(rounds, draft_length=run.parts.strategy.draft_length)

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,12 +84,23 @@ class Acceptance:
     num_rounds: int
 
 
+class PromptLength(NamedTuple):
+    """What one prompt's decoding came to: tokens gained, bonus tokens included, in so many rounds."""
+
+    gained: int
+    rounds: int
+
+
+def prompt_lengths(prompts: Sequence[Sequence[RequestRound]]) -> list[PromptLength]:
+    """The two sums of each prompt's rounds, of which accepted lengths are made."""
+    return [PromptLength(sum(map(tokens_gained, rounds)), len(rounds)) for rounds in prompts]
+
+
 def measure_acceptance(
     prompts: Sequence[Sequence[RequestRound]], *, draft_length: int, seed: int = 0
 ) -> Acceptance:
     """Statistics of the rounds of each prompt; the bootstrap resamples prompts, not rounds."""
-    gained = np.array([sum(map(tokens_gained, rounds)) for rounds in prompts], dtype=np.float64)
-    counts = np.array([len(rounds) for rounds in prompts], dtype=np.float64)
+    gained, counts = np.array(prompt_lengths(prompts), dtype=np.float64).reshape(-1, 2).T
     return Acceptance(
         accepted_length=bootstrap_ratio(gained, counts, seed=seed),
         rates=position_rates(chain.from_iterable(prompts), draft_length),
@@ -124,11 +136,55 @@ def bootstrap_ratio(
     """sum(gained) / sum(counts) with the 95 % percentile interval over resampled prompts."""
     kept = counts > 0
     pairs = np.stack([gained[kept], counts[kept]], axis=1)
-    size = len(pairs)
-    if size == 0:
+    if len(pairs) == 0:
         return None
-    times_drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=resamples)
-    sums = times_drawn @ pairs
-    low, high = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
+    sums = _resampled_sums(pairs, seed=seed, resamples=resamples)
     total = pairs.sum(axis=0)
-    return Interval(float(total[0] / total[1]), float(low), float(high))
+    return _interval(float(total[0] / total[1]), sums[:, 0] / sums[:, 1])
+
+
+@dataclass(frozen=True)
+class PairedLengths:
+    """Two accepted lengths a and b over the same prompts: a - b, and a / b."""
+
+    difference: Interval
+    ratio: Interval
+
+
+def compare_lengths(
+    a: Sequence[PromptLength], b: Sequence[PromptLength], *, seed: int = 0
+) -> PairedLengths | None:
+    """How two accepted lengths differ over the same prompts, in the same order.
+
+    Each resample draws prompts and takes both sides' rounds of each, so that what makes a prompt easy for
+    both cancels. The means are those of the two accepted lengths themselves. None without rounds of both.
+
+    Raises ValueError when the two are not of the same number of prompts.
+    """
+    columns = [
+        (mine.gained, mine.rounds, other.gained, other.rounds) for mine, other in zip(a, b, strict=True)
+    ]
+    table = np.array(columns, dtype=np.float64).reshape(-1, 4)
+    total = table.sum(axis=0)
+    if not (total[1] and total[3]):
+        return None
+    sums = _resampled_sums(table, seed=seed, resamples=NUM_RESAMPLES)
+    sums = sums[(sums[:, 1] > 0) & (sums[:, 3] > 0)]
+    ours, theirs = sums[:, 0] / sums[:, 1], sums[:, 2] / sums[:, 3]
+    mean_a, mean_b = float(total[0] / total[1]), float(total[2] / total[3])
+    return PairedLengths(
+        difference=_interval(mean_a - mean_b, ours - theirs),
+        ratio=_interval(mean_a / mean_b, ours / theirs),
+    )
+
+
+def _resampled_sums(table: NDArray[np.float64], *, seed: int, resamples: int) -> NDArray[np.float64]:
+    """Column sums ``[resamples, columns]`` over prompts (rows) drawn with replacement."""
+    size = len(table)
+    times_drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=resamples)
+    return times_drawn @ table
+
+
+def _interval(mean: float, resampled: NDArray[np.float64]) -> Interval:
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Interval(mean, float(low), float(high))

@@ -6,7 +6,7 @@ At the defaults and with the demo target this decodes 128 prompts of 128 tokens 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from deepspec.config import EvalConfig
 from deepspec.engine import Engine, SamplingParams
 from deepspec.environment import device_name, versions
-from deepspec.evaluate.acceptance import Acceptance, measure_acceptance
+from deepspec.evaluate.acceptance import measure_acceptance
 from deepspec.evaluate.report import EvalReport, TaskResult
 from deepspec.evaluate.speed import Speed, measure_speed
 from deepspec.evaluate.tasks import collect_prompts, spread
@@ -59,29 +59,20 @@ def evaluate(
     names = [*(tasks if tasks is not None else () if task_files else settings.tasks), *task_files]
     prompts = collect_prompts(names, target, settings)
     everything = [prompt for found in prompts.values() for prompt in found]
-    with memory(lambda: _needs_memory(settings)):
+    with memory(lambda: needs_memory(settings)):
         by_task = {name: decode_rounds(target, parts, found, settings) for name, found in prompts.items()}
-        speed = measure_speed(
+        [speed] = measure_speed(
             target,
-            parts,
+            [parts],
             spread(everything, NUM_SPEED_PROMPTS),
             sampling_params(settings, max_tokens=min(settings.max_tokens, SPEED_TOKENS)),
             against_transformers=against_transformers,
         )
-    draft_length = parts.strategy.draft_length
-    results = {
-        name: measure_acceptance(rounds, draft_length=draft_length, seed=settings.seed)
-        for name, rounds in by_task.items()
-    }
-    total = measure_acceptance(
-        [rounds for found in by_task.values() for rounds in found],
-        draft_length=draft_length,
-        seed=settings.seed,
-    )
-    return _report(target, parts, settings, total, results, speed)
+    return make_report(target, parts, settings, by_task, speed)
 
 
-def _needs_memory(config: EvalConfig) -> str:
+def needs_memory(config: EvalConfig) -> str:
+    """What to say when memory runs out."""
     return (
         f"memory ran out while evaluating; lower eval.batch (--batch, now {config.batch}) or eval.max_tokens "
         f"(--max-tokens, now {config.max_tokens}), or place the target elsewhere (--target-device)"
@@ -121,21 +112,28 @@ def sampling_params(config: EvalConfig, *, max_tokens: int) -> SamplingParams:
     )
 
 
-def _report(
+def make_report(
     target: Target,
     parts: Parts,
     config: EvalConfig,
-    total: Acceptance,
-    results: dict[str, Acceptance],
+    by_task: Mapping[str, list[list[RequestRound]]],
     speed: Speed,
 ) -> EvalReport:
+    """What the rounds of each task's prompts and the timings say."""
+    draft_length = parts.strategy.draft_length
+    results = {
+        name: measure_acceptance(rounds, draft_length=draft_length, seed=config.seed)
+        for name, rounds in by_task.items()
+    }
+    everything = [rounds for found in by_task.values() for rounds in found]
+    total = measure_acceptance(everything, draft_length=draft_length, seed=config.seed)
     round_ms = speed.draft_ms + speed.verify_ms
     tau = total.accepted_length
     return EvalReport(
         strategy=parts.strategy.name,
         target=target.name,
         device=_describe(target.device),
-        draft_length=parts.strategy.draft_length,
+        draft_length=draft_length,
         temperature=config.temperature,
         num_prompts=total.num_prompts,
         num_rounds=total.num_rounds,

@@ -1,8 +1,9 @@
-"""Speed of one request at a time: with drafting, plainly in the same engine, and by transformers' generate.
+"""Speed of drafters against plain decoding in the same engine, and against transformers' generate.
 
-The contenders take turns on the same prompts, in an order that rotates, so that a machine whose speed
-drifts favours none; each prompt gives one pair. All write exactly ``max_tokens`` tokens (stop tokens are
-ignored here), and a time is that of the whole request, prompt included.
+The contenders take turns on the same blocks of prompts (of one prompt each unless told otherwise), in an
+order that rotates, so that a machine whose speed drifts favours none; each block gives one pair. All write
+exactly ``max_tokens`` tokens a prompt (stop tokens are ignored here), and a time is that of whole requests,
+prompts included.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from deepspec.target.packed import ATTENTION_NAME
 from deepspec.types import RoundRecord
 
 WARM_UP_TOKENS = 8
-Contender = Callable[[Sequence[int], SamplingParams], float]
+Block = Sequence[Sequence[int]]
+Contender = Callable[[Block, Sequence[SamplingParams]], float]
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians over prompts (tokens per second, the ratio of paired times) and over rounds (milliseconds).
+    """Medians over blocks (tokens per second, the ratio of paired times) and over rounds (milliseconds).
 
-    ``seconds`` holds each contender's time for each prompt, in the prompts' order, for paired comparisons.
+    ``seconds`` holds each contender's time for each block, in the prompts' order, for paired comparisons.
     """
 
     tokens_per_s: float
@@ -45,29 +47,65 @@ class Speed:
 
 def measure_speed(
     target: Target,
-    parts: Parts,
+    drafted: Sequence[Parts],
     prompts: Sequence[Sequence[int]],
     params: SamplingParams,
     *,
+    batch: int = 1,
     against_transformers: bool = False,
-) -> Speed:
-    """Time ``prompts`` one by one with ``parts``, without, and optionally with transformers."""
+) -> list[Speed]:
+    """Time ``prompts`` in blocks of ``batch`` with each of ``drafted``, and plainly, by turns.
+
+    With ``against_transformers`` also by transformers, which takes a block's prompts one by one.
+
+    Returns:
+        One :class:`Speed` for each of ``drafted``; all share the plain times.
+    """
     params = replace(params, ignore_stop=True)
-    longest = max(len(prompt) for prompt in prompts) + params.max_tokens
-    speculative, plain = _RoundTimes(), _RoundTimes()
-    contenders: dict[str, Contender] = {
-        "speculative": _engine(target, parts, longest, speculative),
-        "plain": _engine(target, None, longest, plain),
-    }
+    blocks = [prompts[start : start + batch] for start in range(0, len(prompts), batch)]
+    room = {"max_batch": batch, "max_positions": max(map(len, prompts)) + params.max_tokens}
+    engines: dict[str, Parts | None] = {"plain": None, **{str(n): parts for n, parts in enumerate(drafted)}}
+    rounds = {name: _RoundTimes() for name in engines}
+    contenders = {name: _engine(target, parts, rounds[name], **room) for name, parts in engines.items()}
     if against_transformers:
         contenders["transformers"] = _transformers(target)
     for contender in contenders.values():
-        contender(prompts[0], replace(params, max_tokens=min(WARM_UP_TOKENS, params.max_tokens)))
-    speculative.clear()
-    plain.clear()
-    times = _take_turns(contenders, prompts, params)
-    medians = {name: statistics.median(params.max_tokens / t for t in found) for name, found in times.items()}
-    pairs = zip(times["plain"], times["speculative"], strict=True)
+        contender(prompts[:1], [replace(params, max_tokens=min(WARM_UP_TOKENS, params.max_tokens))])
+    for times in rounds.values():
+        times.clear()
+    seconds = _take_turns(contenders, blocks, params)
+    shared: dict[str, list[float]] = {n: seconds[n] for n in ("plain", "transformers") if n in seconds}
+    tokens = [len(block) * params.max_tokens for block in blocks]
+    names = [str(number) for number in range(len(drafted))]
+    return [
+        _speed({"speculative": seconds[name], **shared}, rounds[name], rounds["plain"], tokens)
+        for name in names
+    ]
+
+
+def _take_turns(
+    contenders: dict[str, Contender], blocks: Sequence[Block], params: SamplingParams
+) -> dict[str, list[float]]:
+    """Each contender's seconds for each block; every prompt has the same seed with all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    names, seed = list(contenders), 0
+    for number, block in enumerate(blocks):
+        each = [replace(params, seed=seed + place) for place in range(len(block))]
+        seed += len(block)
+        first = number % len(names)
+        for name in [*names[first:], *names[:first]]:
+            seconds[name].append(contenders[name](block, each))
+    return seconds
+
+
+def _speed(
+    seconds: dict[str, list[float]], speculative: _RoundTimes, plain: _RoundTimes, tokens: Sequence[int]
+) -> Speed:
+    medians = {
+        name: statistics.median(count / t for count, t in zip(tokens, found, strict=True))
+        for name, found in seconds.items()
+    }
+    pairs = zip(seconds["plain"], seconds["speculative"], strict=True)
     return Speed(
         tokens_per_s=medians["speculative"],
         tokens_per_s_plain=medians["plain"],
@@ -76,20 +114,8 @@ def measure_speed(
         draft_ms=statistics.median(speculative.draft_ms or [0.0]),
         verify_ms=statistics.median(speculative.verify_ms or [0.0]),
         target_ms=statistics.median(plain.verify_ms or [0.0]),
-        seconds={name: tuple(found) for name, found in times.items()},
+        seconds={name: tuple(found) for name, found in seconds.items()},
     )
-
-
-def _take_turns(
-    contenders: dict[str, Contender], prompts: Sequence[Sequence[int]], params: SamplingParams
-) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    names = list(contenders)
-    for number, prompt in enumerate(prompts):
-        first = number % len(names)
-        for name in [*names[first:], *names[:first]]:
-            times[name].append(contenders[name](prompt, replace(params, seed=number)))
-    return times
 
 
 class _RoundTimes:
@@ -109,25 +135,27 @@ class _RoundTimes:
         self.verify_ms.clear()
 
 
-def _engine(target: Target, parts: Parts | None, max_positions: int, times: _RoundTimes) -> Contender:
-    engine = Engine(target, parts, max_batch=1, max_positions=max_positions, observers=[times])
+def _engine(
+    target: Target, parts: Parts | None, times: _RoundTimes, *, max_batch: int, max_positions: int
+) -> Contender:
+    engine = Engine(target, parts, max_batch=max_batch, max_positions=max_positions, observers=[times])
 
-    def run(prompt: Sequence[int], params: SamplingParams) -> float:
+    def run(block: Block, params: Sequence[SamplingParams]) -> float:
         started = time.perf_counter()
-        engine.run([prompt], params)
+        engine.run(block, params)
         return time.perf_counter() - started
 
     return run
 
 
 def _transformers(target: Target) -> Contender:
-    def run(prompt: Sequence[int], params: SamplingParams) -> float:
-        tokens = torch.tensor([list(prompt)], device=target.device)
+    def run(block: Block, params: Sequence[SamplingParams]) -> float:
+        rows = [torch.tensor([list(prompt)], device=target.device) for prompt in block]
         with _own_attention(target), torch.random.fork_rng(devices=[]):
             started = time.perf_counter()
-            target.model.generate(
-                tokens, attention_mask=torch.ones_like(tokens), **_generation_options(params)
-            ).tolist()
+            for tokens, one in zip(rows, params, strict=True):
+                options = _generation_options(one)
+                target.model.generate(tokens, attention_mask=torch.ones_like(tokens), **options).tolist()
             return time.perf_counter() - started
 
     return run

@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepspec.evaluate.acceptance import (
+    PromptLength,
     bootstrap_ratio,
+    compare_lengths,
     measure_acceptance,
     position_rates,
+    prompt_lengths,
     tokens_gained,
 )
 from deepspec.types import RequestRound
@@ -214,3 +217,45 @@ def test_without_a_round_there_is_no_accepted_length_and_no_rate():
     assert found.accepted_length is None
     assert found.rates.conditional == (None,) * G
     assert found.rates.survival == (None,) * G
+
+
+def test_two_accepted_lengths_are_compared_by_their_own_means():
+    a = [PromptLength(30, 10), PromptLength(8, 4), PromptLength(0, 0)]
+    b = [PromptLength(20, 10), PromptLength(6, 5), PromptLength(0, 0)]
+    found = compare_lengths(a, b)
+    assert found.difference.mean == pytest.approx(38 / 14 - 26 / 15)
+    assert found.ratio.mean == pytest.approx((38 / 14) / (26 / 15))
+    with pytest.raises(ValueError):
+        compare_lengths(a, b[:2])
+
+
+def test_a_difference_that_is_the_same_on_every_prompt_is_certain_however_much_prompts_differ():
+    hard = [PromptLength(10 * n, 10) for n in range(1, 9)]
+    easier = [PromptLength(10 * n + 5, 10) for n in range(1, 9)]
+    found = compare_lengths(easier, hard)
+    assert (found.difference.low, found.difference.high) == pytest.approx((0.5, 0.5))
+    assert found.ratio.low < found.ratio.mean < found.ratio.high
+    alone = bootstrap_ratio(*np.array(hard, dtype=float).T, seed=0)
+    assert alone.high - alone.low > 2
+
+
+def test_the_paired_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    covered, repeats = 0, 200
+    for seed in range(repeats):
+        difficulty = rng.normal(2.5, 0.8, size=60)
+        sides = []
+        for gain in (0.2, 0.0):
+            rounds = rng.integers(5, 30, size=60)
+            gained = rounds * (difficulty + gain) + rng.normal(0, np.sqrt(rounds))
+            sides.append([PromptLength(*pair) for pair in zip(gained, rounds, strict=True)])
+        found = compare_lengths(*sides, seed=seed).difference
+        covered += found.low <= 0.2 <= found.high
+    assert 0.89 < covered / repeats <= 0.99  # 95 % nominal, binomial noise is 1.5 %
+
+
+def test_without_rounds_on_both_sides_there_is_nothing_to_compare():
+    rounds = prompt_lengths([[make_round(5, 2)] * 3, []])
+    assert rounds == [(9, 3), (0, 0)]
+    assert compare_lengths(rounds, [PromptLength(0, 0)] * 2) is None
+    assert compare_lengths([], []) is None

@@ -122,7 +122,19 @@ def test_after_timing_transformers_the_target_decodes_as_before(run, temperature
     prompts = [(9, 8, 7), (3, 2)]
     params = sampling_params(small(temperature=temperature), max_tokens=6)
     before = Engine(run.target, None).run(prompts, params)
-    speed = measure_speed(run.target, run.parts, prompts, params, against_transformers=True)
+    [speed] = measure_speed(run.target, [run.parts], prompts, params, against_transformers=True)
     assert speed.tokens_per_s_transformers > 0
     assert speed.target_ms > 0
     assert Engine(run.target, None).run(prompts, params) == before
+
+
+def test_in_blocks_the_same_tokens_are_timed_and_every_drafter_meets_the_same_plain_times(run):
+    prompts = [(9, 8, 7), (3, 2), (4, 4), (5,)]
+    params = sampling_params(small(), max_tokens=6)
+    first, second = measure_speed(run.target, [run.parts, run.parts], prompts, params, batch=2)
+    assert {name: len(found) for name, found in first.seconds.items()} == {"speculative": 2, "plain": 2}
+    assert first.seconds["plain"] == second.seconds["plain"]
+    assert first.seconds["speculative"] != second.seconds["speculative"]
+    pairs = zip(first.seconds["plain"], first.seconds["speculative"], strict=True)
+    assert first.speedup == pytest.approx(sum(slow / fast for slow, fast in pairs) / 2)
+    assert first.tokens_per_s == pytest.approx(sum(12 / t for t in first.seconds["speculative"]) / 2)

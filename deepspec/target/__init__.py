@@ -1,8 +1,17 @@
-"""The frozen target model."""
+"""The frozen target model, and causal language models over packed rows for drafters that are one."""
 
+from deepspec.target.decoder import PackedDecoder
 from deepspec.target.decoding import DecodingTarget
 from deepspec.target.load import load_target
 from deepspec.target.model import Target, fingerprint, make_target
 from deepspec.target.packed import KVSlots
 
-__all__ = ["DecodingTarget", "KVSlots", "Target", "fingerprint", "load_target", "make_target"]
+__all__ = [
+    "DecodingTarget",
+    "KVSlots",
+    "PackedDecoder",
+    "Target",
+    "fingerprint",
+    "load_target",
+    "make_target",
+]

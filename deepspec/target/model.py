@@ -1,28 +1,23 @@
-"""The frozen target: any Hugging Face decoder, unmodified, run over packed rows.
-
-Gives hidden states and tapped features for packed requests (with KV slots) and for training batches
-(without), and logits for chosen rows. Never samples, never trains.
+"""The frozen target: a causal language model over packed rows, and what drafters and the engine need to know
+of it. Never samples, never trains.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from deepspec.errors import ConfigError, TargetError
+from deepspec.errors import ConfigError
 from deepspec.interfaces import TargetInfo
-from deepspec.resources import memory
-from deepspec.target.packed import ATTENTION_NAME, KVSlots, plan_step, span_rows
+from deepspec.target.decoder import PackedDecoder
+from deepspec.target.packed import KVSlots
 from deepspec.types import Features, Span, TokenBatch
-
-logger = logging.getLogger(__name__)
 
 _FINGERPRINT_VALUES = 64
 
@@ -32,20 +27,25 @@ class Target:
     """A frozen model with what drafters and the engine need to know of it.
 
     Attributes:
-        model: the Hugging Face model, in evaluation mode, without gradients.
+        decoder: the Hugging Face model over packed rows, in evaluation mode, without gradients.
         info: sizes and shared weights.
         tokenizer: its tokenizer, or None for a bare model.
         name: as the user gave it. revision: the commit, when known. fingerprint: of the weights.
         stop_token_ids: tokens that end a text.
     """
 
-    model: PreTrainedModel
+    decoder: PackedDecoder
     info: TargetInfo
     tokenizer: PreTrainedTokenizerBase | None
     name: str
     revision: str | None
     fingerprint: str
     stop_token_ids: tuple[int, ...]
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The Hugging Face model itself."""
+        return self.decoder.model
 
     @property
     def device(self) -> torch.device:
@@ -64,7 +64,7 @@ class Target:
 
     def new_slots(self, num_slots: int, max_positions: int) -> KVSlots:
         """KV slots for that many requests of at most that many positions."""
-        return KVSlots(num_slots, max_positions)
+        return self.decoder.new_slots(num_slots, max_positions)
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Refuse taps that do not exist, and the last layer (libraries disagree on what its output is)."""
@@ -79,121 +79,18 @@ class Target:
     def forward(
         self, tokens: Tensor, spans: Sequence[Span], cache: KVSlots | None, layers: Sequence[int]
     ) -> Features:
-        """One packed forward.
-
-        Args:
-            tokens: int64 ``[T]``, the spans' tokens one after the other.
-            spans: which request and positions they are.
-            cache: KV slots to read and write, or None to attend inside each span only.
-            layers: decoder layers to tap.
-
-        Returns:
-            Features with ``[T, K*D]`` and ``[T, D]``.
-
-        Raises:
-            ResourceError: not enough memory for the rows, or for the slots, which their first use allocates.
-        """
-        device = self.device
-        plan = plan_step(spans, device, cache)
-        slots, positions = (torch.from_numpy(part).to(device) for part in span_rows(spans))
-        if cache is not None:
-            cache.index = slots * cache.max_positions + positions
-        decoder = self.model.get_decoder()
-        with memory(lambda: _needs_memory(len(tokens), cache)), _Taps(decoder.layers, layers) as taps:
-            output = decoder(
-                input_ids=tokens[None],
-                position_ids=positions[None],
-                past_key_values=cache,
-                use_cache=cache is not None,
-                packed=plan,
-            )
-        last = output.last_hidden_state[0]
-        return Features(tapped=taps.features(last), last_hidden=last)
+        """One packed forward; see :meth:`PackedDecoder.forward`."""
+        features: Features = self.decoder(tokens, spans, cache, layers)
+        return features
 
     @torch.no_grad()
     def features(self, batch: TokenBatch, layers: Sequence[int]) -> Features:
-        """Features ``[S, L, K*D]`` and ``[S, L, D]`` of training text; padding rows are zero.
-
-        Documents packed into one row do not see each other.
-        """
-        rows, length = batch.tokens.shape
-        spans, columns = _document_spans(batch)
-        if len(columns) == rows * length:
-            packed = self.forward(batch.tokens.flatten(), spans, None, layers)
-            return Features(
-                packed.tapped.unflatten(0, (rows, length)), packed.last_hidden.unflatten(0, (rows, length))
-            )
-        index = torch.tensor(columns, device=batch.tokens.device)
-        packed = self.forward(batch.tokens.flatten()[index], spans, None, layers)
-        return Features(*(_spread(part, index, rows, length) for part in (packed.tapped, packed.last_hidden)))
+        """Features of training text; see :meth:`PackedDecoder.read`."""
+        return self.decoder.read(batch, layers)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., V]`` of last hidden states ``[..., D]``: the LM head and the final soft-cap."""
-        logits = nn.functional.linear(hidden, self.info.lm_head)
-        cap = self.info.final_softcap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
-def _needs_memory(num_rows: int, cache: KVSlots | None) -> str:
-    if cache is None:
-        return f"memory ran out in a target forward of {num_rows} rows; give it fewer"
-    return (
-        f"memory ran out in a target forward of {num_rows} rows with {cache.num_slots} KV slots of "
-        f"{cache.max_positions} positions; lower max_batch or max_positions"
-    )
-
-
-class _Taps:
-    """Captures the outputs of some decoder layers while it is open."""
-
-    def __init__(self, decoder_layers: nn.ModuleList, layers: Sequence[int]) -> None:
-        self._layers = [decoder_layers[i] for i in layers]
-        self._captured: dict[int, Tensor] = {}
-        self._handles: list[Any] = []
-
-    def __enter__(self) -> _Taps:
-        for number, layer in enumerate(self._layers):
-            self._handles.append(layer.register_forward_hook(self._keep(number)))
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _keep(self, number: int) -> Any:
-        def hook(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            self._captured[number] = output if isinstance(output, Tensor) else output[0]
-
-        return hook
-
-    def features(self, like: Tensor) -> Tensor:
-        """The captured outputs side by side ``[T, K*D]``."""
-        if not self._layers:
-            return like.new_zeros((len(like), 0))
-        return torch.cat([self._captured[i][0] for i in range(len(self._layers))], dim=-1)
-
-
-def _document_spans(batch: TokenBatch) -> tuple[list[Span], list[int]]:
-    """Each document as a span, and the flat columns of all real tokens."""
-    segments = batch.segments.tolist()
-    length = len(segments[0])
-    spans: list[Span] = []
-    columns: list[int] = []
-    for row, ids in enumerate(segments):
-        begin = 0
-        for end in range(1, length + 1):
-            if end == length or ids[end] != ids[begin]:
-                if ids[begin] >= 0:
-                    spans.append(Span(slot=0, start=0, length=end - begin))
-                    columns += range(row * length + begin, row * length + end)
-                begin = end
-    return spans, columns
-
-
-def _spread(packed: Tensor, index: Tensor, rows: int, length: int) -> Tensor:
-    full = packed.new_zeros((rows * length, packed.shape[-1]))
-    full[index] = packed
-    return full.unflatten(0, (rows, length))
+        return self.decoder.logits(hidden)
 
 
 def make_target(
@@ -210,35 +107,21 @@ def make_target(
             more than a LM head and a soft-cap.
     """
     model.eval().requires_grad_(False)
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    other = kinds - {"full_attention", "sliding_attention"}
-    if other:
-        raise TargetError(
-            f"{name} has {', '.join(sorted(other))} layers; supported are full and sliding attention"
-        )
-    model.set_attn_implementation(ATTENTION_NAME)
-    if extras := _attention_extras(model, config):
-        logger.info(
-            "%s has attention with %s, for which there is no fused kernel: scores are computed plainly",
-            name,
-            " and ".join(extras),
-        )
-    target = Target(
-        model=model,
-        info=_describe(model, config, tokenizer),
+    decoder = PackedDecoder(model, name=name)
+    decoder.check_readout()
+    return Target(
+        decoder=decoder,
+        info=_describe(decoder, tokenizer),
         tokenizer=tokenizer,
         name=name,
         revision=revision,
         fingerprint=fingerprint(model),
         stop_token_ids=_stop_tokens(model, tokenizer),
     )
-    _check_readout(target)
-    return target
 
 
-def _describe(model: PreTrainedModel, config: Any, tokenizer: PreTrainedTokenizerBase | None) -> TargetInfo:
-    embedding = model.get_input_embeddings()
+def _describe(decoder: PackedDecoder, tokenizer: PreTrainedTokenizerBase | None) -> TargetInfo:
+    config = decoder.config
     heads = config.num_attention_heads
     return TargetInfo(
         hidden_size=config.hidden_size,
@@ -252,18 +135,11 @@ def _describe(model: PreTrainedModel, config: Any, tokenizer: PreTrainedTokenize
         rope_theta=_rope_theta(config),
         max_positions=config.max_position_embeddings,
         mask_token_id=_mask_token(config.vocab_size, tokenizer),
-        embedding=embedding.weight,
-        embedding_scale=float(getattr(embedding, "embed_scale", 1.0)),
-        lm_head=model.get_output_embeddings().weight,
-        final_softcap=getattr(config, "final_logit_softcapping", None),
+        embedding=decoder.embedding,
+        embedding_scale=float(getattr(decoder.model.get_input_embeddings(), "embed_scale", 1.0)),
+        lm_head=decoder.lm_head,
+        final_softcap=decoder.softcap,
     )
-
-
-def _attention_extras(model: PreTrainedModel, config: Any) -> list[str]:
-    """What this model's attention has that ``packed_attention`` computes without SDPA."""
-    has_softcap = getattr(config, "attn_logit_softcapping", None) is not None
-    has_sinks = any(getattr(module, "sinks", None) is not None for module in model.modules())
-    return [name for name, has in (("a soft-cap", has_softcap), ("sinks", has_sinks)) if has]
 
 
 def _rope_theta(config: Any) -> float:
@@ -300,21 +176,3 @@ def fingerprint(model: PreTrainedModel) -> str:
         sample = flat[:: max(1, flat.numel() // _FINGERPRINT_VALUES)][:_FINGERPRINT_VALUES]
         digest.update(sample.to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:32]
-
-
-@torch.no_grad()
-def _check_readout(target: Target) -> None:
-    """Compare our logits with the model's own on a few tokens, once."""
-    count = min(3, target.info.vocab_size)
-    tokens = torch.arange(count, device=target.device)
-    span = [Span(slot=0, start=0, length=count)]
-    ours = target.logits(target.forward(tokens, span, None, ()).last_hidden)
-    plan = plan_step(span, target.device, None)
-    theirs = target.model(
-        input_ids=tokens[None], position_ids=tokens[None], use_cache=False, packed=plan
-    ).logits[0]
-    scale = theirs.float().abs().max().clamp(min=1.0)
-    if not torch.allclose(ours.float() / scale, theirs.float() / scale, atol=2e-2):
-        raise TargetError(
-            f"{target.name} computes logits by more than its LM head and a soft-cap, which is not supported"
-        )

@@ -1,0 +1,227 @@
+"""Any Hugging Face causal language model, unmodified, run over packed rows: what a target runs through, and a
+drafter that is such a model itself.
+
+Gives hidden states and tapped features of packed requests (with KV slots) and of training text (without),
+and logits of chosen rows. Gradients flow wherever the weights ask for them. Never samples.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from deepspec.errors import TargetError
+from deepspec.resources import memory
+from deepspec.target.packed import ATTENTION_NAME, KVSlots, plan_step, span_rows
+from deepspec.types import Features, Span, TokenBatch
+
+logger = logging.getLogger(__name__)
+
+
+class PackedDecoder(nn.Module):
+    """A causal language model over packed rows; its weights are this module's, under ``model.``.
+
+    Args:
+        model: its attention is replaced by one that knows requests. name: what logs and errors call it.
+
+    Raises:
+        TargetError: layers that keep another state than keys and values.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, name: str) -> None:
+        super().__init__()
+        self.model = model
+        self.name = name
+        self.config: Any = model.config.get_text_config()
+        kinds = set(getattr(self.config, "layer_types", None) or ())
+        other = kinds - {"full_attention", "sliding_attention"}
+        if other:
+            raise TargetError(
+                f"{name} has {', '.join(sorted(other))} layers; supported are full and sliding attention"
+            )
+        model.set_attn_implementation(ATTENTION_NAME)
+        if extras := self._attention_extras():
+            logger.info(
+                "%s has attention with %s, for which there is no fused kernel: scores are computed plainly",
+                name,
+                " and ".join(extras),
+            )
+
+    @property
+    def embedding(self) -> Tensor:
+        """``[V, D]``."""
+        return self.model.get_input_embeddings().weight
+
+    @property
+    def lm_head(self) -> Tensor:
+        """``[V, D]``."""
+        return self.model.get_output_embeddings().weight
+
+    @property
+    def softcap(self) -> float | None:
+        """c in c*tanh(x/c) on its logits, or None."""
+        return getattr(self.config, "final_logit_softcapping", None)
+
+    def new_slots(self, num_slots: int, max_positions: int) -> KVSlots:
+        """KV slots for that many requests of at most that many positions."""
+        return KVSlots(num_slots, max_positions)
+
+    def forward(
+        self, tokens: Tensor, spans: Sequence[Span], cache: KVSlots | None, layers: Sequence[int] = ()
+    ) -> Features:
+        """One packed forward; rows of a cached span see their slot's earlier positions.
+
+        Args:
+            tokens: int64 ``[T]``, the spans' tokens one after the other.
+            spans: which request and positions they are. Keys and values are written before they are read, so
+                a position of a slot may come in one span and be seen by another.
+            cache: KV slots to read and write, or None to attend inside each span only. Forgetting a length
+                is the whole rollback: later writes to a position replace earlier ones.
+            layers: decoder layers to tap.
+
+        Returns:
+            Features with ``[T, K*D]`` and ``[T, D]``.
+
+        Raises:
+            ResourceError: not enough memory for the rows, or for the slots, which their first use allocates.
+        """
+        device = self.embedding.device
+        plan = plan_step(spans, device, cache)
+        slots, positions = (torch.from_numpy(part).to(device) for part in span_rows(spans))
+        if cache is not None:
+            cache.index = slots * cache.max_positions + positions
+        decoder = self.model.get_decoder()
+        with memory(lambda: _needs_memory(len(tokens), cache)), _Taps(decoder.layers, layers) as taps:
+            output = decoder(
+                input_ids=tokens[None],
+                position_ids=positions[None],
+                past_key_values=cache,
+                use_cache=cache is not None,
+                packed=plan,
+            )
+        last = output.last_hidden_state[0]
+        return Features(tapped=taps.features(last), last_hidden=last)
+
+    def read(self, batch: TokenBatch, layers: Sequence[int] = ()) -> Features:
+        """Features ``[S, L, K*D]`` and ``[S, L, D]`` of training text; padding rows are zero.
+
+        Documents packed into one row do not see each other.
+        """
+        rows, length = batch.tokens.shape
+        spans, columns = _document_spans(batch)
+        if len(columns) == rows * length:
+            packed = self(batch.tokens.flatten(), spans, None, layers)
+            return Features(
+                packed.tapped.unflatten(0, (rows, length)), packed.last_hidden.unflatten(0, (rows, length))
+            )
+        index = torch.tensor(columns, device=batch.tokens.device)
+        packed = self(batch.tokens.flatten()[index], spans, None, layers)
+        return Features(*(_spread(part, index, rows, length) for part in (packed.tapped, packed.last_hidden)))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits ``[..., V]`` of last hidden states ``[..., D]``: the LM head and the final soft-cap."""
+        logits = nn.functional.linear(hidden, self.lm_head)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    @torch.no_grad()
+    def check_readout(self) -> None:
+        """Compare :meth:`logits` with the model's own on a few tokens.
+
+        Raises:
+            TargetError: the model's logits are more than a LM head and a soft-cap.
+        """
+        count = min(3, len(self.embedding))
+        tokens = torch.arange(count, device=self.embedding.device)
+        span = [Span(slot=0, start=0, length=count)]
+        ours = self.logits(self(tokens, span, None).last_hidden)
+        plan = plan_step(span, tokens.device, None)
+        theirs = self.model(
+            input_ids=tokens[None], position_ids=tokens[None], use_cache=False, packed=plan
+        ).logits[0]
+        scale = theirs.float().abs().max().clamp(min=1.0)
+        if not torch.allclose(ours.float() / scale, theirs.float() / scale, atol=2e-2):
+            raise TargetError(
+                f"{self.name} computes logits by more than its LM head and a soft-cap, which is not supported"
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedDecoder:
+        """Move or convert; buffers (rotary frequencies, say) keep the float type that they were made in."""
+        kept = [(owner, *found) for owner in self.modules() for found in owner.named_buffers(recurse=False)]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it without annotations
+        for owner, name, buffer in kept:
+            if buffer.is_floating_point():
+                setattr(owner, name, buffer.to(getattr(owner, name).device))
+        return self
+
+    def _attention_extras(self) -> list[str]:
+        """What this model's attention has that ``packed_attention`` computes without SDPA."""
+        has_softcap = getattr(self.config, "attn_logit_softcapping", None) is not None
+        has_sinks = any(getattr(module, "sinks", None) is not None for module in self.model.modules())
+        return [name for name, has in (("a soft-cap", has_softcap), ("sinks", has_sinks)) if has]
+
+
+def _needs_memory(num_rows: int, cache: KVSlots | None) -> str:
+    if cache is None:
+        return f"memory ran out in a forward of {num_rows} rows; give it fewer"
+    return (
+        f"memory ran out in a forward of {num_rows} rows with {cache.num_slots} KV slots of "
+        f"{cache.max_positions} positions; lower max_batch or max_positions"
+    )
+
+
+class _Taps:
+    """Captures the outputs of some decoder layers while it is open."""
+
+    def __init__(self, decoder_layers: nn.ModuleList, layers: Sequence[int]) -> None:
+        self._layers = [decoder_layers[i] for i in layers]
+        self._captured: dict[int, Tensor] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> _Taps:
+        for number, layer in enumerate(self._layers):
+            self._handles.append(layer.register_forward_hook(self._keep(number)))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _keep(self, number: int) -> Any:
+        def hook(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            self._captured[number] = output if isinstance(output, Tensor) else output[0]
+
+        return hook
+
+    def features(self, like: Tensor) -> Tensor:
+        """The captured outputs side by side ``[T, K*D]``."""
+        if not self._layers:
+            return like.new_zeros((len(like), 0))
+        return torch.cat([self._captured[i][0] for i in range(len(self._layers))], dim=-1)
+
+
+def _document_spans(batch: TokenBatch) -> tuple[list[Span], list[int]]:
+    """Each document as a span, and the flat columns of all real tokens."""
+    segments = batch.segments.tolist()
+    length = len(segments[0])
+    spans: list[Span] = []
+    columns: list[int] = []
+    for row, ids in enumerate(segments):
+        begin = 0
+        for end in range(1, length + 1):
+            if end == length or ids[end] != ids[begin]:
+                if ids[begin] >= 0:
+                    spans.append(Span(slot=0, start=0, length=end - begin))
+                    columns += range(row * length + begin, row * length + end)
+                begin = end
+    return spans, columns
+
+
+def _spread(packed: Tensor, index: Tensor, rows: int, length: int) -> Tensor:
+    full = packed.new_zeros((rows * length, packed.shape[-1]))
+    full[index] = packed
+    return full.unflatten(0, (rows, length))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -18,6 +19,7 @@ class TargetInfo:
         mask_token_id: an id that real text never uses, or None when the tokenizer has none.
         embedding: ``[V, D]``. embedding_scale: what the target multiplies embeddings by.
         lm_head: ``[V, D]``. final_softcap: c in c*tanh(x/c) on its logits, or None.
+        vocabulary: gives the id of each token of its tokenizer, or None where it has no tokenizer.
     """
 
     hidden_size: int
@@ -35,6 +37,7 @@ class TargetInfo:
     embedding_scale: float
     lm_head: Tensor
     final_softcap: float | None
+    vocabulary: Callable[[], Mapping[str, int]] | None = None
 
 
 @dataclass(frozen=True)

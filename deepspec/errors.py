@@ -19,7 +19,7 @@ class DataError(DeepSpecError, ValueError):
 
 
 class TargetError(DeepSpecError):
-    """A target model that cannot be loaded, or that an option does not fit."""
+    """A target, or another model, that cannot be loaded, or that an option does not fit."""
 
 
 class CheckpointError(DeepSpecError):

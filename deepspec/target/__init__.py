@@ -2,13 +2,14 @@
 
 from deepspec.target.decoder import PackedDecoder
 from deepspec.target.decoding import DecodingTarget
-from deepspec.target.load import load_target
+from deepspec.target.load import ModelSource, load_target
 from deepspec.target.model import Target, fingerprint, make_target
 from deepspec.target.packed import KVSlots
 
 __all__ = [
     "DecodingTarget",
     "KVSlots",
+    "ModelSource",
     "PackedDecoder",
     "Target",
     "fingerprint",

@@ -1,8 +1,9 @@
-"""Find and load a target by name, folder or commit, and say in one line why it cannot be had."""
+"""Find and load a model by name, folder or commit, and say in one line why it cannot be had."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,7 +11,7 @@ import torch
 from huggingface_hub import errors as hub
 from huggingface_hub import is_offline_mode, try_to_load_from_cache
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from deepspec.errors import ConfigError, TargetError
@@ -23,6 +24,83 @@ if TYPE_CHECKING:
 
 Loaded = TypeVar("Loaded")
 _LOAD_ERRORS = (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, SafetensorError)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A causal language model that a user named, and the words for what can go wrong with it.
+
+    Weights are read from safetensors alone.
+
+    Attributes:
+        what: what it is called in errors, as in ``target``.
+        name: a hub id, a folder, or ``demo``. revision: commit, branch or tag on the hub.
+        revision_key: what sets the revision. own_code: what to do about a model that needs its own code.
+        too_big: what to do when the memory does not hold it.
+        trust_remote_code: whether its own code may run.
+    """
+
+    what: str
+    name: str
+    revision: str | None
+    revision_key: str
+    own_code: str
+    too_big: str
+    trust_remote_code: bool = False
+
+    def load_model(self, dtype: torch.dtype | str) -> PreTrainedModel:
+        """The model on the host; ``auto`` is the type that its weights are stored in.
+
+        Raises:
+            TargetError: not there, offline, gated, wrong revision, or unreadable.
+            ResourceError: it does not fit into memory.
+        """
+        return self.attempt(lambda: _load_model(self.place, dtype, self._options))
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer; raises TargetError."""
+        return self.attempt(lambda: AutoTokenizer.from_pretrained(self.place, **self._options))
+
+    def attempt(self, load: Callable[[], Loaded]) -> Loaded:
+        """Run a loader and turn what can go wrong into one line that says which."""
+        try:
+            with memory(lambda: f"{self.what} {self.name!r} does not fit into memory; {self.too_big}"):
+                return load()
+        except _LOAD_ERRORS as error:
+            reason = self._hub_reason(error) or _folder_reason(error, self.name)
+            reason = reason or _absent_reason(error, self.revision)
+            reason = reason or f"cannot be loaded: {_first_line(error)}"
+            raise TargetError(f"{self.what} {self.name!r} {reason}") from error
+
+    @property
+    def place(self) -> str:
+        """Where transformers finds it."""
+        return str(asset("demo-target")) if self.name == DEMO else self.name
+
+    @property
+    def commit(self) -> str | None:
+        """The commit that was loaded from the hub; for a folder what was asked for."""
+        if Path(self.place).is_dir():
+            return self.revision
+        found = try_to_load_from_cache(self.place, "config.json", revision=self.revision)
+        return Path(found).parent.name if isinstance(found, str) else self.revision
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+    def _hub_reason(self, error: BaseException) -> str | None:
+        causes = list(_chain(error))
+        if any(isinstance(cause, hub.GatedRepoError) for cause in causes):
+            return "is gated; request access on its page and log in with `hf auth login`"
+        if any(isinstance(cause, hub.RevisionNotFoundError) for cause in causes):
+            existing = f"give {self.revision_key} an existing branch, tag or commit"
+            return f"has no revision {self.revision!r}; {existing}"
+        if any(isinstance(cause, hub.RepositoryNotFoundError) for cause in causes):
+            return "was not found on the hub; check the spelling, or log in if it is private"
+        if "trust_remote_code" in str(error):
+            return f"needs its own code to load; {self.own_code}"
+        return None
 
 
 def load_target(config: TargetConfig, *, device: str | None = None) -> Target:
@@ -38,13 +116,20 @@ def load_target(config: TargetConfig, *, device: str | None = None) -> Target:
         ResourceError: it does not fit into memory.
     """
     place = resolve_device(config.device or device)
-    source = str(asset("demo-target")) if config.name == DEMO else config.name
-    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    model = _attempt(config, lambda: _load_model(source, _dtype(config.dtype, place), options))
-    tokenizer = _attempt(config, lambda: AutoTokenizer.from_pretrained(source, **options))
-    revision = _commit(source, config.revision) or config.revision
-    return _attempt(
-        config, lambda: make_target(model.to(place), tokenizer, name=config.name, revision=revision)
+    source = ModelSource(
+        what="target",
+        name=config.name,
+        revision=config.revision,
+        revision_key="--target-revision",
+        own_code="pass --trust-remote-code (trust_remote_code=True) if you trust it",
+        too_big=f"hold its weights in less (target.dtype, now {config.dtype}: --set target.dtype=bfloat16), "
+        "place it elsewhere (--target-device), or take a smaller one",
+        trust_remote_code=config.trust_remote_code,
+    )
+    model = source.load_model(_dtype(config.dtype, place))
+    tokenizer = source.load_tokenizer()
+    return source.attempt(
+        lambda: make_target(model.to(place), tokenizer, name=config.name, revision=source.commit)
     )
 
 
@@ -81,51 +166,13 @@ def _load_model(source: str, dtype: torch.dtype | str, options: dict[str, Any]) 
             transformers_logging.enable_progress_bar()
 
 
-def _commit(source: str, revision: str | None) -> str | None:
-    """The commit that was loaded from the hub; None for a folder."""
-    if Path(source).is_dir():
-        return None
-    found = try_to_load_from_cache(source, "config.json", revision=revision)
-    return Path(found).parent.name if isinstance(found, str) else None
-
-
-def _attempt(config: TargetConfig, load: Callable[[], Loaded]) -> Loaded:
-    """Run a loader and turn what can go wrong into one line that says which."""
-    try:
-        with memory(lambda: _needs_memory(config)):
-            return load()
-    except _LOAD_ERRORS as error:
-        reason = _hub_reason(error, config.revision) or _folder_reason(error, config.name)
-        reason = reason or _absent_reason(error, config.revision) or f"cannot be loaded: {_first_line(error)}"
-        raise TargetError(f"target {config.name!r} {reason}") from error
-
-
-def _needs_memory(config: TargetConfig) -> str:
-    return (
-        f"target {config.name!r} does not fit into memory; hold its weights in less (target.dtype, now "
-        f"{config.dtype}: --set target.dtype=bfloat16), place it elsewhere (--target-device), or take "
-        "a smaller one"
-    )
-
-
-def _hub_reason(error: BaseException, revision: str | None) -> str | None:
-    causes = list(_chain(error))
-    if any(isinstance(cause, hub.GatedRepoError) for cause in causes):
-        return "is gated; request access on its page and log in with `hf auth login`"
-    if any(isinstance(cause, hub.RevisionNotFoundError) for cause in causes):
-        return f"has no revision {revision!r}; give --target-revision an existing branch, tag or commit"
-    if any(isinstance(cause, hub.RepositoryNotFoundError) for cause in causes):
-        return "was not found on the hub; check the spelling, or log in if it is private"
-    if "trust_remote_code" in str(error):
-        return "needs its own code to load; pass --trust-remote-code (trust_remote_code=True) if you trust it"
-    return None
-
-
 def _folder_reason(error: BaseException, name: str) -> str | None:
     folder = Path(name)
     if folder.is_dir():
-        has_config = (folder / "config.json").exists()
-        return f"cannot be read: {_first_line(error) if has_config else 'the folder has no config.json'}"
+        if not (folder / "config.json").exists():
+            return "cannot be read: the folder has no config.json"
+        has_tokenizer = "instantiate the backend tokenizer" not in str(error)
+        return f"cannot be read: {_first_line(error) if has_tokenizer else 'the folder has no tokenizer'}"
     if folder.is_absolute() or name.startswith("."):
         return "does not exist; give a folder with config.json and safetensors, or a hub id"
     return None

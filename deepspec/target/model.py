@@ -139,6 +139,7 @@ def _describe(decoder: PackedDecoder, tokenizer: PreTrainedTokenizerBase | None)
         embedding_scale=float(getattr(decoder.model.get_input_embeddings(), "embed_scale", 1.0)),
         lm_head=decoder.lm_head,
         final_softcap=decoder.softcap,
+        vocabulary=None if tokenizer is None else tokenizer.get_vocab,
     )
 
 

@@ -7,11 +7,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import transformers.utils.hub
 from huggingface_hub import errors
+from safetensors.torch import load_file
 
+from deepspec.errors import TargetError
+from deepspec.target import ModelSource
 from deepspec.target import load as load_module
 from tests.command_line import Ran, run
+from tests.tiny_models import make
 from tests.tiny_runs import save_prompts, save_target, save_text
 
 MODELING = """
@@ -159,3 +164,48 @@ def test_a_device_that_is_not_here_is_one_line(flag: str, name: str, monkeypatch
 def test_the_target_may_be_placed_by_name() -> None:
     shown = run("generate", "--prompt", "a", "--max-tokens", "2", "--device", "cpu", "--target-device", "cpu")
     assert shown.code == 0, shown.err
+
+
+def draft_source(name: str | Path, revision: str | None = None) -> ModelSource:
+    """A model as a drafter that is one would ask for it."""
+    words = {"revision_key": "drafter.revision", "own_code": "choose another", "too_big": "a smaller one"}
+    return ModelSource("draft model", str(name), revision, **words)
+
+
+def test_another_model_is_loaded_in_its_own_float_type_and_says_what_it_is(tmp_path: Path) -> None:
+    folder = save_target(tmp_path / "model", dtype=torch.bfloat16)
+    source = draft_source(folder)
+    assert source.load_model("auto").dtype == torch.bfloat16
+    assert len(source.load_tokenizer()) == 259
+    unreadable = f"draft model '{folder}' cannot be read: the folder has no"
+    (folder / "config.json").unlink()
+    with pytest.raises(TargetError, match=f"{unreadable} config.json"):
+        source.load_model("auto")
+    make("llama").config.save_pretrained(folder)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(TargetError, match=f"{unreadable} tokenizer"):
+        source.load_tokenizer()
+
+
+def test_another_models_errors_name_its_own_settings(own_code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TargetError, match="needs its own code to load; choose another"):
+        draft_source(own_code).load_model("auto")
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise hub_error(errors.RevisionNotFoundError)
+
+    monkeypatch.setattr(transformers.utils.hub, "hf_hub_download", fail)
+    with pytest.raises(
+        TargetError, match="draft model 'Owner/Model-1B' has no revision 'v9'; give drafter.revision"
+    ):
+        draft_source("Owner/Model-1B", "v9").load_model("auto")
+
+
+def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
+    folder = save_target(tmp_path / "model")
+    (weights,) = folder.glob("*.safetensors")
+    torch.save(load_file(weights), folder / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(TargetError, match="cannot be read: .*safetensors"):
+        draft_source(folder).load_model("auto")

@@ -9,6 +9,7 @@ import torch
 
 from deepspec.target import make_target
 from tests.tiny_models import make
+from tests.tiny_tokenizer import tokenizer
 
 
 def test_attention_without_a_fused_kernel_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -29,3 +30,11 @@ def test_attention_with_sinks_is_reported(caplog: pytest.LogCaptureFixture) -> N
     make_target(model, name="sunk")
     (message,) = caplog.messages
     assert "sunk has attention with sinks" in message
+
+
+def test_drafters_may_read_the_targets_vocabulary() -> None:
+    model = make("qwen3", vocab_size=260)
+    vocabulary = make_target(model, tokenizer()).info.vocabulary
+    assert vocabulary is not None
+    assert vocabulary()["<end>"] == 256
+    assert make_target(model).info.vocabulary is None

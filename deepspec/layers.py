@@ -177,7 +177,7 @@ def _apply(resolved: Resolved, layer: Mapping[str, Any], origin: Origin, *, wher
             )
         tree = {"strategy": {key: value}} if of_strategy else {key: value}
         for path, leaf in _assignments(RunConfig, (), tree, where):
-            _put(resolved, path, leaf, origin)
+            _put(resolved, path, _named(resolved, path, leaf), origin)
 
 
 def _assignments(
@@ -211,13 +211,28 @@ def _plain(value: Any) -> Any:
     return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
+def _named(resolved: Resolved, path: Keys, value: Any) -> Any:
+    """The objective that ``value`` names, so that a later layer can change a field of it; else ``value``.
+
+    A name that is none is refused when the strategy is validated.
+    """
+    if path != ("strategy", "objective") or not isinstance(value, str):
+        return value
+    return _plain(resolved.values["strategy"].get("objectives", {})).get(value, value)
+
+
 def _put(resolved: Resolved, path: Keys, value: Any, origin: Origin) -> None:
     *parents, last = path
-    node = resolved.values
-    for name in parents:
-        node = node.setdefault(name, {})
-    node[last] = value
     key = ".".join(path)
+    node = resolved.values
+    for depth, name in enumerate(parents, start=1):
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            outer = ".".join(path[:depth])
+            raise ConfigError(
+                f"{key!r} cannot be set, for {outer!r} is {node!r}; give {outer!r} as a mapping"
+            )
+    node[last] = value
     for inner in [name for name in resolved.origins if name.startswith(key + ".")]:
         del resolved.origins[inner]
     resolved.origins[key] = origin

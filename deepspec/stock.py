@@ -11,6 +11,8 @@ def deepspec_parts() -> list[str]:
     return [
         "none=deepspec.heads.none:NoHead",
         "markov=deepspec.heads.markov:MarkovHead",
+        "gated=deepspec.heads.gated:GatedHead",
+        "rnn=deepspec.heads.rnn:RnnHead",
         "identity=deepspec.calibrators.identity:IdentityCalibrator",
         "fixed=deepspec.policies.fixed:FixedLength",
         "threshold=deepspec.policies.threshold:ThresholdLength",
@@ -19,6 +21,8 @@ def deepspec_parts() -> list[str]:
         "ce=deepspec.train.terms:CrossEntropy",
         "soft_ce=deepspec.train.terms:SoftCrossEntropy",
         "l1=deepspec.train.terms:L1Distance",
+        "lk=deepspec.train.terms:AcceptanceLikelihood",
+        "lk_hybrid=deepspec.train.terms:HybridLikelihood",
         "confidence=deepspec.train.terms:ConfidenceEntropy",
         "stdlib=deepspec.evaluate.tasks:Stdlib",
         "prose=deepspec.evaluate.tasks:Prose",

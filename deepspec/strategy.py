@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic_core import CoreSchema
 
-from deepspec.errors import ConfigError
+from deepspec.errors import ConfigError, nearest
 from deepspec.validation import validate
 
 if TYPE_CHECKING:
@@ -71,8 +72,14 @@ class Objective(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     terms: dict[str, float] = Field(default={"ce": 1.0}, description="weight of each loss term, by its name")
+    position_weights: Literal["decay", "survival"] = Field(
+        default="decay",
+        description="survival: position k weighs what the drafter's own survival makes of it (D-PACE)",
+    )
     position_decay: float | None = Field(
-        default=4.0, gt=0, description="position k weighs exp(-(k-1)/decay); null weighs all alike"
+        default=4.0,
+        gt=0,
+        description="for position_weights=decay: position k weighs exp(-(k-1)/decay); null weighs all alike",
     )
 
     @field_validator("terms")
@@ -81,6 +88,11 @@ class Objective(BaseModel):
         if not any(weight > 0 for weight in terms.values()) or any(weight < 0 for weight in terms.values()):
             raise ValueError("needs at least one term with a positive weight, and none with a negative one")
         return terms
+
+
+def _or_name(schema: dict[str, Any]) -> None:
+    """Let the schema of a field take a name, too."""
+    schema["anyOf"] = [{"type": "string"}, {"$ref": schema.pop("$ref")}]
 
 
 class Strategy(BaseModel):
@@ -101,7 +113,22 @@ class Strategy(BaseModel):
     verifier: PartSpec = Field(
         default=PartSpec(type="token"), description="which prefix is kept and what token closes the round"
     )
-    objective: Objective = Field(default=Objective(), description="what training minimises")
+    objectives: dict[str, Objective] = Field(
+        default={}, description="alternatives that `objective` may name, as in --set objective=paper"
+    )
+    objective: Objective = Field(
+        default=Objective(), description="what training minimises", json_schema_extra=_or_name
+    )
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, str):
+            return value
+        known = info.data.get("objectives", {})
+        if value not in known:
+            raise ValueError(f"no objective of {info.data.get('name')!r}; {nearest(value, known)}")
+        return known[value]
 
     @classmethod
     def named(cls, name: str, manager: pluggy.PluginManager | None = None) -> Strategy:
@@ -114,7 +141,7 @@ class Strategy(BaseModel):
         """A changed copy.
 
         A part given by a bare name or with ``type`` is replaced; options without ``type`` join those it has.
-        ``objective`` takes the fields to change. Raises ConfigError.
+        ``objective`` takes the fields to change, or the name of one of ``objectives``. Raises ConfigError.
         """
         values = self.model_dump()
         for key, change in changes.items():

@@ -20,8 +20,9 @@ class _Toy:
     def deepspec_strategies(self) -> list[Strategy]:
         head = {"type": "low-rank", "rank": 3, "bias": True}
         objective = Objective(terms={"ce": 0.1, "l1": 0.9})
+        paper = {"paper": Objective(terms={"l1": 1.0}, position_decay=None)}
         return [
-            Strategy(name="toy", drafter="block", head=head, objective=objective),
+            Strategy(name="toy", drafter="block", head=head, objectives=paper, objective=objective),
             Strategy(name="other", drafter="other"),
         ]
 
@@ -75,6 +76,20 @@ def test_options_without_type_join_the_part_and_a_type_replaces_it(tmp_path: Pat
 def test_a_dotted_term_is_added_and_a_whole_mapping_replaces() -> None:
     assert toy(sets=["objective.terms.l1=0.5"]).config().strategy.objective.terms == {"ce": 0.1, "l1": 0.5}
     assert toy(sets=['objective.terms={"ce": 1}']).config().strategy.objective.terms == {"ce": 1.0}
+
+
+def test_an_objective_given_by_name_is_resolved_and_can_be_changed_further(tmp_path: Path) -> None:
+    paper = Objective(terms={"l1": 1.0}, position_decay=None)
+    file = yaml(tmp_path, "strategy: toy\nobjective: paper")
+    by_file, by_flag = toy(None, file=file), toy(sets=["objective=paper"])
+    assert by_file.config().strategy.objective == by_flag.config().strategy.objective == paper
+    assert origins(by_file)["strategy.objective.terms.l1"] == "file"
+    assert origins(by_flag)["strategy.objective.position_decay"] == "flag"
+    changed = toy(None, file=file, sets=["objective.position_decay=2", "objective.terms.ce=0.5"])
+    assert changed.config().strategy.objective == Objective(terms={"l1": 1.0, "ce": 0.5}, position_decay=2.0)
+    assert toy(sets=["objective.position_decay=2"]).config().strategy.objectives == {"paper": paper}
+    again = toy(sets=["objective=paper"]).config().strategy
+    assert again.objective == again.objectives["paper"] == paper
 
 
 def test_a_saved_configuration_is_read_back_equal(tmp_path: Path) -> None:
@@ -134,6 +149,8 @@ def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
         (["head=none", "head.rank=3"], "set twice"),
         (["head.rank=3", "head=none"], "set twice"),
         (["train.num_steps=[1"], "--set"),
+        (["objective=papr"], "strategy.objective = 'papr': .*did you mean 'paper'"),
+        (["objective=paper", "objective.position_decay=2"], "set twice"),
     ],
 )
 def test_a_value_that_does_not_fit_is_one_clear_line(sets: list[str], message: str) -> None:
@@ -158,6 +175,24 @@ def test_an_unusable_file_is_named(tmp_path: Path, name: str, text: str, message
         toy(None, file=tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("text", "item", "message"),
+    [
+        (
+            "train: 5",
+            "train.num_steps=3",
+            "'train.num_steps' cannot be set, for 'train' is 5; give 'train' as",
+        ),
+        ("objective: papr", "objective.terms.ce=3", "cannot be set, for 'strategy.objective' is 'papr'"),
+    ],
+)
+def test_a_key_inside_what_is_no_mapping_is_refused(
+    tmp_path: Path, text: str, item: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        toy(file=yaml(tmp_path, text), sets=[item])
+
+
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(ConfigError, match=r"absent\.yaml cannot be read"):
         toy(file="absent.yaml")
@@ -179,6 +214,7 @@ def test_each_setting_is_described_and_has_a_default() -> None:
                 assert not field.is_required(), f"{model.__name__}.{name}"
 
 
-def test_the_schema_takes_a_part_by_bare_name() -> None:
+def test_the_schema_takes_a_part_and_an_objective_by_bare_name() -> None:
     schema = RunConfig.model_json_schema()
     assert {"type": "string"} in schema["$defs"]["PartSpec"]["anyOf"]
+    assert {"type": "string"} in schema["$defs"]["Strategy"]["properties"]["objective"]["anyOf"]

@@ -35,6 +35,23 @@ def test_replace_merges_the_objective_by_field() -> None:
     assert changed.objective == Objective(position_decay=None)
 
 
+def test_an_objective_may_be_named() -> None:
+    paper = Objective(terms={"l1": 0.9}, position_weights="survival")
+    base = BASE.replace(objectives={"paper": paper}, objective={"position_decay": None})
+    assert base.replace(objective="paper").objective == paper
+    assert base.replace(objective="paper").replace(objective={"position_decay": 2.0}).objective == Objective(
+        terms={"l1": 0.9}, position_weights="survival", position_decay=2.0
+    )
+    assert base.objective == Objective(position_decay=None)
+    with pytest.raises(
+        ConfigError, match="objective = 'papr': no objective of 'base'; known: paper; did"
+    ) as caught:
+        base.replace(objective="papr")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="'paper': no objective of 'base'; known: none"):
+        BASE.replace(objective="paper")
+
+
 def test_replace_leaves_the_original_alone() -> None:
     before = BASE.model_dump()
     BASE.replace(head={"rank": 1}, draft_length=3)
@@ -79,6 +96,7 @@ class _Parts:
 
             def __init__(self, config: BlockConfig, context: BuildContext) -> None:
                 self.hidden_size = config.hidden_size
+                self.saved_options = config.model_dump(exclude_unset=True)
 
             def readout(self) -> Readout:
                 return Readout(weight=torch.zeros(11, self.hidden_size))
@@ -125,7 +143,8 @@ def test_parts_after_the_drafter_are_told_its_sizes() -> None:
 
 def test_an_unknown_part_names_the_nearest_of_its_kind() -> None:
     with pytest.raises(
-        ConfigError, match="unknown head 'markow'; known: markov, none; did you mean 'markov'.*reinstall"
+        ConfigError,
+        match="unknown head 'markow'; known: gated, markov, none, rnn; did you mean 'markov'.*reinstall",
     ):
         BASE.replace(head="markow").check(manager_with_parts())
 

@@ -3,20 +3,22 @@
 Hidden states, latents and confidences are detached; every chunk computes its logits, grades them and
 propagates to these leaves, and one backward pass then runs through head and drafter. So no ``[N*G, V]``
 tensor lives when the vocabulary is large, at the arithmetic cost of the plain formula, whose gradients
-these equal. Losses are sum(w * loss) / sum(w) over a whole optimiser step, w = exp(-(k-1)/decay).
+these equal. Losses are sum(w * loss) over a whole optimiser step, divided by a normaliser known beforehand;
+a chunk holds whole blocks, on which w may depend (:mod:`deepspec.train.position_weights`).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from deepspec.interfaces import HeadStep, Readout
+from deepspec.train.position_weights import PositionWeights
 from deepspec.train.terms import GradedRows, ObjectiveTerm
 from deepspec.types import AnchorBlocks, Features
 
@@ -83,21 +85,26 @@ class Graded:
 
 @dataclass(frozen=True)
 class _Slots:
-    """M training slots with a label, flattened over blocks and positions."""
+    """The M slots of n training blocks that have a label, ``valid [n, G]``, flattened in its order."""
 
     hidden: Tensor
     latent: Tensor | None
     confidence: Tensor | None
     labels: Tensor
-    weights: Tensor
     target_hidden: Tensor
+    valid: Tensor
 
-    def chunk(self, start: int, stop: int) -> _Slots:
-        """Some of the slots; what is differentiable becomes a leaf."""
+    def chunks(self, num_blocks: int) -> Iterator[_Slots]:
+        """The slots of so many blocks at a time; what is differentiable becomes a leaf."""
         leaves = (self.hidden, self.latent, self.confidence)
-        cut = [None if x is None else x[start:stop].detach().requires_grad_() for x in leaves]
-        rest = (x[start:stop] for x in (self.labels, self.weights, self.target_hidden))
-        return _Slots(cut[0], cut[1], cut[2], *rest)  # type: ignore[arg-type]
+        blocks = self.valid.split(num_blocks)
+        counts = torch.stack([valid.sum() for valid in blocks]).tolist()
+        for valid, stop, count in zip(blocks, accumulate(counts), counts, strict=True):
+            some = slice(stop - count, stop)
+            cut = [None if x is None else x[some].detach().requires_grad_() for x in leaves]
+            rest = (self.labels[some], self.target_hidden[some], valid)
+            if count:
+                yield _Slots(cut[0], cut[1], cut[2], *rest)  # type: ignore[arg-type]
 
 
 class BlockObjective:
@@ -105,21 +112,21 @@ class BlockObjective:
 
     Args:
         terms: each term with its weight.
-        position_decay: in draft positions, None for equal weights.
+        position_weights: what each slot counts.
         target_logits: the target's LM head, ``[M, D]`` to ``[M, V]``.
-        rows: chunk size, None to choose it by vocabulary and device.
+        rows: slots in a chunk, rounded to whole blocks; None to choose by vocabulary and device.
     """
 
     def __init__(
         self,
         terms: Sequence[tuple[ObjectiveTerm, float]],
-        position_decay: float | None,
+        position_weights: PositionWeights,
         *,
         target_logits: Callable[[Tensor], Tensor],
         rows: int | None = None,
     ) -> None:
         self.terms = tuple(terms)
-        self.position_decay = position_decay
+        self.position_weights = position_weights
         self.target_logits = target_logits
         self.rows = rows
 
@@ -128,17 +135,9 @@ class BlockObjective:
         """Whether some term needs the target's distribution, so that measuring costs nothing more."""
         return any(term.reads_target for term, _ in self.terms)
 
-    def position_weights(self, draft_length: int) -> list[float]:
-        """w of each position: exp(-(k-1)/decay)."""
-        decay = math.inf if self.position_decay is None else self.position_decay
-        return [math.exp(-k / decay) for k in range(draft_length)]
-
     def total_weight(self, valid: Tensor) -> float:
-        """The normaliser sum(w) over all blocks ``valid [N, G]`` of an optimiser step, known beforehand."""
-        counts = valid.sum(dim=0).tolist()
-        return math.fsum(
-            w * count for w, count in zip(self.position_weights(len(counts)), counts, strict=True)
-        )
+        """The normaliser over all blocks ``valid [N, G]`` of an optimiser step, known beforehand."""
+        return self.position_weights.total(valid)
 
     def learn(
         self,
@@ -155,8 +154,12 @@ class BlockObjective:
         slots, kept = self._slots(hidden, step, weights, features, anchors)
         leaves = weights.as_leaves()
         gradients: list[list[Tensor]] = [[], [], []]
+        scales = torch.tensor(
+            [weight / total_weight for _, weight in self.terms],
+            dtype=torch.promote_types(hidden.dtype, torch.float32),
+            device=hidden.device,
+        )
         results = []
-        scales = slots.weights.new_tensor([weight / total_weight for _, weight in self.terms])
         for chunk in self._chunks(slots, leaves):
             sums, acceptance = self._grade_chunk(chunk, leaves, measure)
             torch.autograd.backward([sums @ scales])
@@ -203,22 +206,19 @@ class BlockObjective:
         blocks, offsets = kept // length, kept % length
         labels = anchors.labels.flatten()[kept]
         ids = weights.readout.target_ids
-        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        position_weights = torch.tensor(self.position_weights(length), dtype=dtype, device=hidden.device)
         return _Slots(
             hidden=hidden.flatten(0, 1)[kept],
             latent=None if step.latent is None else step.latent.flatten(0, 1)[kept],
             confidence=None if step.confidence is None else step.confidence.flatten()[kept],
             labels=labels if ids is None else _draft_rows(labels, ids),
-            weights=position_weights[offsets],
             # The target's state at an anchor's column + k scores the label of position k (0-based).
             target_hidden=features.last_hidden[anchors.rows[blocks], anchors.columns[blocks] + offsets],
+            valid=anchors.valid,
         ), kept
 
-    def _chunks(self, slots: _Slots, weights: OutputWeights) -> list[_Slots]:
+    def _chunks(self, slots: _Slots, weights: OutputWeights) -> Iterator[_Slots]:
         size = self.rows or chunk_rows(len(weights.readout.weight), slots.hidden.device)
-        count = len(slots.labels)
-        return [slots.chunk(start, min(start + size, count)) for start in range(0, count, size)]
+        return slots.chunks(max(1, size // slots.valid.shape[1]))
 
     def _grade_chunk(self, slots: _Slots, weights: OutputWeights, measure: bool) -> tuple[Tensor, Tensor]:
         """Sums ``[terms]`` of w * loss, and acceptance ``[m]`` (zeros when nothing asks for it)."""
@@ -229,9 +229,10 @@ class BlockObjective:
             confidence=None if slots.confidence is None else _at_least_float32(slots.confidence),
             target=self._target_probabilities(slots.target_hidden, weights.readout) if read else None,
         )
-        sums = torch.stack([(term.loss(rows) * slots.weights).sum() for term, _ in self.terms])
+        counts = self.position_weights.of(rows, slots.valid)
+        sums = torch.stack([(term.loss(rows) * counts).sum() for term, _ in self.terms])
         with torch.no_grad():
-            acceptance = rows.acceptance if measure else torch.zeros_like(slots.weights)
+            acceptance = rows.acceptance if measure else torch.zeros_like(counts)
         return sums, acceptance
 
     @torch.no_grad()

@@ -17,6 +17,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from deepspec.interfaces import Part
 
+#: Stands for the logarithm of 0; its own exponential is 0.
+_LEAST_LOG = -1e3
+
 
 class GradedRows:
     """Draft and target at M slots; what no term asks for is not computed.
@@ -41,6 +44,12 @@ class GradedRows:
         return self.logits.log_softmax(dim=-1)
 
     @cached_property
+    def log_label(self) -> Tensor:
+        """``[M]``, the log-probability of the true token, -inf where the draft vocabulary lacks it."""
+        picked = self.log_draft.gather(1, self.labels.clamp(min=0)[:, None])[:, 0]
+        return torch.where(self.labels >= 0, picked, float("-inf"))
+
+    @cached_property
     def draft(self) -> Tensor:
         """Probabilities ``[M, Vd]`` of the drafter."""
         return self.log_draft.exp()
@@ -49,6 +58,11 @@ class GradedRows:
     def target(self) -> Tensor:
         """The target's probabilities ``[M, Vd]`` of the same tokens, detached."""
         return self._pair()[0]
+
+    @cached_property
+    def log_target(self) -> Tensor:
+        """``[M, Vd]``, log of :attr:`target`; finite, and below what any drafter says, where that is 0."""
+        return self.target.log().clamp(min=_LEAST_LOG)
 
     @property
     def target_outside(self) -> Tensor:
@@ -92,13 +106,14 @@ class CrossEntropy(ObjectiveTerm):
     reads_target = False
 
     def loss(self, rows: GradedRows) -> Tensor:
-        known = rows.labels >= 0
-        picked = rows.log_draft.gather(1, rows.labels.clamp(min=0)[:, None])[:, 0]
-        return torch.where(known, -picked, 0.0)
+        return torch.where(rows.labels >= 0, -rows.log_label, 0.0)
 
 
 class SoftCrossEntropy(ObjectiveTerm):
-    """-sum over the draft vocabulary of p log q (EAGLE-3, 2503.01840); p's mass outside it does not count."""
+    """-sum over the draft vocabulary of p log q (EAGLE-3, 2503.01840); p's mass outside it does not count.
+
+    It differs from KL(p || q) by the entropy of p, so their gradients are equal.
+    """
 
     name = "soft_ce"
 
@@ -113,6 +128,32 @@ class L1Distance(ObjectiveTerm):
 
     def loss(self, rows: GradedRows) -> Tensor:
         return rows.distance
+
+
+class AcceptanceLikelihood(ObjectiveTerm):
+    """-log of sum over tokens of min(p, q), the chance that the token rule accepts (LK, 2602.23881).
+
+    In logarithms, so that value and gradient stay finite where p and q hardly overlap.
+    """
+
+    name = "lk"
+
+    def loss(self, rows: GradedRows) -> Tensor:
+        return -torch.minimum(rows.log_draft, rows.log_target).logsumexp(dim=-1)
+
+
+class HybridLikelihood(ObjectiveTerm):
+    """r KL(p || q) + (1 - r) TV(p, q), r = exp(-3 acceptance) of each slot, detached (LK, 2602.23881).
+
+    KL is over the draft vocabulary, as in ``soft_ce``.
+    """
+
+    name = "lk_hybrid"
+
+    def loss(self, rows: GradedRows) -> Tensor:
+        divergence = (rows.target * (rows.log_target - rows.log_draft)).sum(dim=-1)
+        share = (-3 * rows.acceptance).exp()
+        return share * divergence + (1 - share) * rows.distance / 2
 
 
 class ConfidenceEntropy(ObjectiveTerm):

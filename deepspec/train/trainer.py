@@ -21,6 +21,7 @@ from deepspec.target import Target
 from deepspec.train.anchors import move, sample_anchors, select_rows
 from deepspec.train.objective import BlockObjective, Graded, OutputWeights
 from deepspec.train.optimizer import DraftOptimizer
+from deepspec.train.position_weights import make_position_weights
 from deepspec.train.terms import ObjectiveTerm
 from deepspec.types import AnchorBlocks, Features, TokenBatch
 
@@ -73,7 +74,8 @@ def make_objective(parts: Parts, target: Target, manager: pluggy.PluginManager) 
         with _own_precision(target):
             return target.logits(hidden.to(target.device, target.dtype)).to(hidden.device)
 
-    return BlockObjective(terms, parts.strategy.objective.position_decay, target_logits=target_logits)
+    weights = make_position_weights(parts.strategy.objective)
+    return BlockObjective(terms, weights, target_logits=target_logits)
 
 
 def _own_precision(target: Target) -> torch.autocast:

@@ -22,6 +22,7 @@ DRAFT = ("tests/engine/test_draft.py",)
 ENGINE = ("tests/engine/test_engine.py",)
 LAW = ("tests/exact_statistics/test_chi_square.py",)
 OBJECTIVE = ("tests/train/test_objective.py",)
+HEADS = ("tests/heads/test_heads.py",)
 DRAFTER = ("tests/strategies/test_dflash.py",)
 
 
@@ -239,6 +240,22 @@ MUTANTS = (
         DRAFTER,
     ),
     Mutant(
+        "RNN head forgets",
+        "deepspec/heads/rnn.py",
+        "return output.tanh(), gate * state + (1 - gate) * candidate.tanh()",
+        "return output.tanh(), (1 - gate) * candidate.tanh()",
+        "the correction remembers one token where it should remember the block's",
+        HEADS,
+    ),
+    Mutant(
+        "gate in the embedding's place",
+        "deepspec/heads/gated.py",
+        "self.result(gate * embedded, hidden, embedded)",
+        "self.result(gate, hidden, embedded)",
+        "the correction is no longer one of the previous token's",
+        HEADS,
+    ),
+    Mutant(
         "head sees the anchor only",
         "deepspec/engine/draft.py",
         "head.step(previous, hidden, memory)",
@@ -296,10 +313,26 @@ MUTANTS = (
     ),
     Mutant(
         "weights decay one early",
-        "deepspec/train/objective.py",
-        "math.exp(-k / decay)",
-        "math.exp(-(k + 1) / decay)",
+        "deepspec/train/position_weights.py",
+        "torch.exp(-positions / self.decay)",
+        "torch.exp(-(positions + 1) / self.decay)",
         "the first position weighs 1",
+        OBJECTIVE,
+    ),
+    Mutant(
+        "survival of earlier positions",
+        "deepspec/train/position_weights.py",
+        ".flip(1).cumsum(dim=1).flip(1)",
+        ".cumsum(dim=1)",
+        "a position weighs what comes before it, not what hangs on it",
+        OBJECTIVE,
+    ),
+    Mutant(
+        "likelihood of the larger",
+        "deepspec/train/terms.py",
+        "torch.minimum(rows.log_draft",
+        "torch.maximum(rows.log_draft",
+        "acceptance is the overlap of draft and target",
         OBJECTIVE,
     ),
     Mutant(

@@ -16,6 +16,7 @@ slots they were given.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
@@ -100,6 +101,11 @@ class BaseDrafter(Part, nn.Module):
     @abstractmethod
     def target_layers(self) -> tuple[int, ...]:
         """Decoder layers to tap, 0-based, never the last; empty when the drafter reads none."""
+
+    @property
+    def saved_options(self) -> Mapping[str, object]:
+        """Options that build it for a checkpoint's weights, also when it took its own from elsewhere."""
+        return self.config.model_dump(exclude_unset=True)
 
     @property
     def reserved_token_ids(self) -> tuple[int, ...]:

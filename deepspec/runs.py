@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepspec.config import RunConfig, TargetConfig
+from deepspec.config import RunConfig
 from deepspec.errors import CheckpointError, ConfigError
 from deepspec.paths import DEMO, asset, written_whole
 from deepspec.validation import validate
@@ -90,9 +90,10 @@ def load(
         )
     place = resolve_device(device)
     changes = {"device": target_device, "trust_remote_code": trust_remote_code}
-    target = load_target(pinned(config.target, state).model_copy(update=changes), device=str(place))
+    built = pinned(config, state)
+    target = load_target(built.target.model_copy(update=changes), device=str(place))
     check_target(state, target, folder)
-    parts = assemble(config.strategy, target, device=place, dtype=target.dtype, seed=config.seed)
+    parts = assemble(built.strategy, target, device=place, dtype=target.dtype, seed=config.seed)
     read_weights(checkpoint, parts)
     parts.modules().eval()
     return Run(path=folder, config=config, target=target, parts=parts, step=int(state["step"]))
@@ -141,7 +142,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} has format {written}; this version of DeepSpec reads up to {FORMAT}: upgrade it"
         )
-    missing = [key for key in ("step", "target") if key not in state]
+    missing = [key for key in ("step", "strategy", "target") if key not in state]
     if missing:
         raise CheckpointError(f"{path} lacks {missing[0]!r}; the checkpoint is damaged")
     return state
@@ -177,12 +178,17 @@ def target_record(target: Target) -> dict[str, Any]:
     }
 
 
-def pinned(config: TargetConfig, state: Mapping[str, Any]) -> TargetConfig:
-    """The target at the commit that a checkpoint was trained for; a folder has no commits and stays."""
+def pinned(config: RunConfig, state: Mapping[str, Any]) -> RunConfig:
+    """The configuration with what a checkpoint settled: the drafter's options as saved, the target's commit.
+
+    A folder has no commits and stays.
+    """
+    strategy = config.strategy.replace(drafter=state["strategy"]["drafter"])
     commit = state["target"].get("revision")
-    if commit is None or Path(config.name).is_dir():
-        return config
-    return config.model_copy(update={"revision": commit})
+    if commit is None or Path(config.target.name).is_dir():
+        return config.model_copy(update={"strategy": strategy})
+    target = config.target.model_copy(update={"revision": commit})
+    return config.model_copy(update={"strategy": strategy, "target": target})
 
 
 def check_target(state: Mapping[str, Any], target: Target, folder: Path) -> None:

@@ -174,7 +174,8 @@ class Strategy(BaseModel):
         rows = drafter.readout().weight.shape[0]
         context = replace(context, hidden_size=drafter.hidden_size, draft_vocab_size=rows)
         others = {kind: cls(config, context) for kind, (cls, config) in found.items()}
-        parts = Parts(strategy=self, drafter=drafter, **others)
+        strategy = self.replace(drafter={"type": self.drafter.type, **drafter.saved_options})
+        parts = Parts(strategy=strategy, drafter=drafter, **others)
         if parts.policy.needs_confidence and parts.head.confidence == "none":
             raise ConfigError(
                 f"policy {parts.policy.name!r} reads confidences and head {parts.head.name!r} gives none; "
@@ -185,7 +186,7 @@ class Strategy(BaseModel):
 
 @dataclass(frozen=True)
 class Parts:
-    """A strategy assembled for one target."""
+    """A strategy assembled for one target; ``strategy`` has the drafter's options that a checkpoint keeps."""
 
     strategy: Strategy
     drafter: Drafter[Any]

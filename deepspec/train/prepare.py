@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from deepspec.config import RunConfig, TargetConfig
+from deepspec.config import RunConfig
 from deepspec.data import (
     BatchSampler,
     TokenizedCorpus,
@@ -130,9 +130,10 @@ def prepare(
 ) -> Prepared:
     """Load and check everything, then make the folder (or read the state to go on from)."""
     device = resolve_device(config.device)
-    target = load_target(_target_config(config, folder, resume=resume), device=str(device))
+    built = _as_begun(config, folder) if resume else config
+    target = load_target(built.target, device=str(device))
     precise = torch.float64 if target.dtype == torch.float64 else torch.float32
-    parts = assemble(config.strategy, target, device=device, dtype=precise, seed=config.seed, manager=manager)
+    parts = assemble(built.strategy, target, device=device, dtype=precise, seed=config.seed, manager=manager)
     objective = make_objective(parts, target, manager)
     _check_fit(config, target, parts)
     if check_tasks:
@@ -155,10 +156,10 @@ def prepare(
     )
 
 
-def _target_config(config: RunConfig, folder: Path, *, resume: bool) -> TargetConfig:
-    """The target to load, when resuming at the commit that the run began with."""
-    checkpoint = newest_checkpoint(folder) if resume else None
-    return config.target if checkpoint is None else pinned(config.target, read_state(checkpoint))
+def _as_begun(config: RunConfig, folder: Path) -> RunConfig:
+    """What to build when resuming: the target and the drafter that the run began with."""
+    checkpoint = newest_checkpoint(folder)
+    return config if checkpoint is None else pinned(config, read_state(checkpoint))
 
 
 def _start_from_target(parts: Parts, target: Target, *, is_required: bool) -> None:

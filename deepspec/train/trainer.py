@@ -109,6 +109,7 @@ class Trainer:
         self.device = device
         self.modules = parts.modules()
         vocab_sizes = {target.info.vocab_size, len(parts.drafter.readout().weight)}
+        vocab_sizes |= {m.num_embeddings for m in self.modules.modules() if isinstance(m, torch.nn.Embedding)}
         parameters = dict(self.modules.named_parameters())
         self.optimizer = DraftOptimizer(
             parameters, config.train, hidden_size=parts.drafter.hidden_size, vocab_sizes=vocab_sizes

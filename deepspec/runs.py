@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +30,41 @@ _STEP_PREFIX = "step-"
 
 
 @dataclass(frozen=True)
+class TrainingCost:
+    """What training took; None for what a run does not say, as older ones say nothing of FLOPs.
+
+    Attributes:
+        train_tokens: of text, padding left out.
+        train_seconds: in optimiser steps, without validations and checkpoints.
+        train_flops: floating-point operations of the steps (``train/flops.py`` says which are counted).
+        train_flops_target: those among them of the frozen target's forward, which makes the features.
+    """
+
+    train_tokens: int | None = None
+    train_seconds: float | None = None
+    train_flops: int | None = None
+    train_flops_target: int | None = None
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> TrainingCost:
+        """What a checkpoint's ``state.json`` says."""
+        return cls(**{field.name: state.get(field.name) for field in fields(cls)})
+
+    def __add__(self, other: TrainingCost) -> TrainingCost:
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return TrainingCost(*(None if a is None or b is None else a + b for a, b in pairs))
+
+
+@dataclass(frozen=True)
 class Run:
-    """A loaded run: the draft model at ``step``, and the target it was trained for."""
+    """A loaded run: the draft model at ``step``, the target it was trained for, and what training took."""
 
     path: Path
     config: RunConfig
     target: Target
     parts: Parts
     step: int
+    cost: TrainingCost = TrainingCost()
 
 
 @dataclass(frozen=True)
@@ -96,7 +123,8 @@ def load(
     parts = assemble(built.strategy, target, device=place, dtype=target.dtype, seed=config.seed)
     read_weights(checkpoint, parts)
     parts.modules().eval()
-    return Run(path=folder, config=config, target=target, parts=parts, step=int(state["step"]))
+    cost = TrainingCost.of_state(state)
+    return Run(path=folder, config=config, target=target, parts=parts, step=int(state["step"]), cost=cost)
 
 
 def list_runs(root: str | Path) -> list[RunSummary]:

@@ -28,7 +28,15 @@ from deepspec.errors import CheckpointError, ConfigError
 from deepspec.evaluate.tasks import collect_prompts
 from deepspec.paths import DEMO, asset, runs_root, written_whole
 from deepspec.resources import writing
-from deepspec.runs import check_target, newest_checkpoint, pinned, read_config, read_state, write_json
+from deepspec.runs import (
+    TrainingCost,
+    check_target,
+    newest_checkpoint,
+    pinned,
+    read_config,
+    read_state,
+    write_json,
+)
 from deepspec.strategy import Strategy
 from deepspec.target import Target, load_target
 from deepspec.target.load import resolve_device
@@ -47,21 +55,22 @@ logger = logging.getLogger(__name__)
 #: What a resumed run may have different: where it runs, what is trusted, how it is measured afterwards.
 _FREE_KEYS = ("out", "device", "target.device", "target.trust_remote_code", "eval.")
 
+_NOTHING = TrainingCost(train_tokens=0, train_seconds=0.0, train_flops=0, train_flops_target=0)
+
 
 @dataclass(frozen=True)
 class Prepared:
     """A run that is ready to step.
 
     Attributes:
-        first_step: steps already done. train_seconds, train_tokens: spent on them.
+        first_step: steps already done. cost: what they took.
     """
 
     folder: Path
     trainer: Trainer
     validation: Validation | None
     first_step: int
-    train_seconds: float
-    train_tokens: int
+    cost: TrainingCost
 
 
 def run_config(
@@ -145,14 +154,13 @@ def prepare(
     if config.train.init_from_target is not False:
         _start_from_target(parts, target, is_required=config.train.init_from_target is True)
     trainer = Trainer(parts, target, objective=objective, sampler=sampler, config=config, device=device)
-    state = _resumed(folder, trainer) if resume else _started(folder, config)
+    first_step, cost = _resumed(folder, trainer) if resume else _started(folder, config)
     return Prepared(
         folder=folder,
         trainer=trainer,
         validation=validation,
-        first_step=state["step"],
-        train_seconds=state["train_seconds"],
-        train_tokens=state["train_tokens"],
+        first_step=first_step,
+        cost=cost,
     )
 
 
@@ -200,7 +208,7 @@ def _corpora(config: RunConfig, target: Target, parts: Parts) -> tuple[Tokenized
     return split_held_out(corpus, config.data.held_out_fraction, config.seed)
 
 
-def _started(folder: Path, config: RunConfig) -> dict[str, Any]:
+def _started(folder: Path, config: RunConfig) -> tuple[int, TrainingCost]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", config.model_dump(mode="json"))
@@ -208,27 +216,23 @@ def _started(folder: Path, config: RunConfig) -> dict[str, Any]:
         raise CheckpointError(
             f"the run folder {folder} cannot be made: {error}; choose another --out"
         ) from error
-    return {"step": 0, "train_seconds": 0.0, "train_tokens": 0}
+    return 0, _NOTHING
 
 
-def _resumed(folder: Path, trainer: Trainer) -> dict[str, Any]:
+def _resumed(folder: Path, trainer: Trainer) -> tuple[int, TrainingCost]:
     """Load the newest checkpoint into ``trainer`` and drop what was logged after it."""
     checkpoint = newest_checkpoint(folder)
-    state: Mapping[str, Any] = {"step": 0}
+    step, cost = 0, _NOTHING
     if checkpoint is not None:
         state = read_state(checkpoint)
+        step, cost = int(state["step"]), TrainingCost.of_state(state)
         check_target(state, trainer.target, folder)
         read_weights(checkpoint, trainer.parts)
         trainer.optimizer.load_state_tensors(read_optimizer(checkpoint))
     remove_partial(folder)
-    step = int(state["step"])
     _cut_log(folder / "log.jsonl", step)
     logger.info("going on after step %d of %s", step, folder)
-    return {
-        "step": step,
-        "train_seconds": float(state.get("train_seconds", 0.0)),
-        "train_tokens": int(state.get("train_tokens", 0)),
-    }
+    return step, cost
 
 
 def _cut_log(path: Path, step: int) -> None:

@@ -24,9 +24,10 @@ from deepspec.config import RunConfig
 from deepspec.errors import TrainingError
 from deepspec.plugins import create_plugin_manager
 from deepspec.resources import memory, writing
-from deepspec.runs import Run, checkpoint_path, newest_checkpoint, target_record
+from deepspec.runs import Run, TrainingCost, checkpoint_path, newest_checkpoint, target_record
 from deepspec.train.assemble import for_decoding
 from deepspec.train.checkpoint import write_checkpoint
+from deepspec.train.flops import StepFlops, count_step
 from deepspec.train.prepare import Prepared, open_folder, prepare, run_config
 from deepspec.train.trainer import StepResult
 from deepspec.types import StepRecord
@@ -55,6 +56,7 @@ def train(
     resume: bool = False,
     check_tasks: bool = False,
     observers: Sequence[Observer] = (),
+    manager: pluggy.PluginManager | None = None,
 ) -> Run:
     """Train a drafter and return it, loaded.
 
@@ -68,12 +70,13 @@ def train(
         check_tasks: first see that the prompts of the configuration's ``eval.tasks`` can be had, so that an
             evaluation afterwards does not fail for want of them.
         observers: called with each optimiser step's record.
+        manager: the plugins to find parts in, all installed ones when None.
 
     Raises:
         ConfigError, DataError, TargetError, CheckpointError: bad input, before anything is written.
         TrainingError, ResourceError: the run had to stop.
     """
-    manager = create_plugin_manager()
+    manager = manager or create_plugin_manager()
     settings = run_config(strategy, config, target=target, data=data, out=out, manager=manager)
     folder = open_folder(settings, resume=resume)
     prepared = prepare(settings, folder, resume=resume, check_tasks=check_tasks, manager=manager)
@@ -88,6 +91,7 @@ def train(
         target=prepared.trainer.target,
         parts=parts,
         step=settings.train.num_steps,
+        cost=session.cost,
     )
 
 
@@ -139,14 +143,18 @@ class _Session:
         self._hook = manager.hook.deepspec_step_trained
         self._clock = _Clock(self.config.log_every)
         self._expected = 0.0
-        self._train_seconds, self._train_tokens = prepared.train_seconds, prepared.train_tokens
+        self.cost = prepared.cost
 
     def run(self, stop: _Stop) -> None:
         """All steps that are left; raises TrainingError when it has to stop."""
         steps = self.config.num_steps
+        if self.first_step == steps:
+            return
+        with memory(lambda: self._step_needs_memory(self.first_step + 1)):
+            flops = count_step(self.trainer)
         for number in range(self.first_step, steps):
             done = number + 1
-            self._step(number)
+            self._step(number, flops)
             if done % self.config.checkpoint_every == 0 or done == steps:
                 self._save(done)
             if (done % self.config.validate_every == 0 or done == steps) and not stop.signal_name:
@@ -164,16 +172,16 @@ class _Session:
             f"stopped by {signal_name} after step {step} of {steps}, saved in {saved}; {how}"
         )
 
-    def _step(self, number: int) -> None:
+    def _step(self, number: int, flops: StepFlops) -> None:
         started = time.perf_counter()
         is_logged = (number + 1) % self.config.log_every == 0 or number + 1 == self.config.num_steps
         is_measured = is_logged or number == self.first_step
         with memory(lambda: self._step_needs_memory(number + 1)):
             result = self.trainer.step(number, measure=is_measured or self.trainer.objective.reads_target)
         self._check_finite(number + 1, result)
-        self._clock.add(time.perf_counter() - started, result.num_tokens)
-        self._train_seconds += time.perf_counter() - started
-        self._train_tokens += result.num_tokens
+        seconds = time.perf_counter() - started
+        self._clock.add(seconds, result.num_tokens)
+        self.cost += TrainingCost(result.num_tokens, seconds, flops.total, flops.target)
         record = self._record(number + 1, result)
         if is_logged:
             self._log("step", asdict(record))
@@ -197,11 +205,7 @@ class _Session:
         )
 
     def _save(self, step: int) -> Path:
-        state = {
-            "target": target_record(self.trainer.target),
-            "train_seconds": self._train_seconds,
-            "train_tokens": self._train_tokens,
-        }
+        state = {"target": target_record(self.trainer.target), **asdict(self.cost)}
         with writing(checkpoint_path(self.folder, step), self._disk_advice):
             return write_checkpoint(
                 self.folder,

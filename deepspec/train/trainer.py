@@ -15,7 +15,7 @@ import torch
 
 from deepspec.data import BatchSampler
 from deepspec.errors import ConfigError
-from deepspec.interfaces import HeadStep
+from deepspec.interfaces import Drafter, HeadStep
 from deepspec.plugins import resolve_part
 from deepspec.target import Target
 from deepspec.train.anchors import move, sample_anchors, select_rows
@@ -108,26 +108,21 @@ class Trainer:
         self.config = config
         self.device = device
         self.modules = parts.modules()
-        vocab_sizes = {target.info.vocab_size, len(parts.drafter.readout().weight)}
+        assert isinstance(parts.drafter, Drafter), "what has no weights to train is refused before"
+        self.drafter = parts.drafter
+        vocab_sizes = {target.info.vocab_size, len(self.drafter.readout().weight)}
         vocab_sizes |= {m.num_embeddings for m in self.modules.modules() if isinstance(m, torch.nn.Embedding)}
         parameters = dict(self.modules.named_parameters())
         self.optimizer = DraftOptimizer(
-            parameters, config.train, hidden_size=parts.drafter.hidden_size, vocab_sizes=vocab_sizes
+            parameters, config.train, hidden_size=self.drafter.hidden_size, vocab_sizes=vocab_sizes
         )
         precision = config.train.precision
         self._is_bfloat16 = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
 
     def step(self, number: int, *, measure: bool) -> StepResult:
         """Run 0-based step ``number``; weights stay as they are when loss or gradient is not finite."""
-        config = self.config.train
-        self.modules.train()
         batch = self.sampler.batch(number)
-        anchors = self._anchors(batch, step=number)
-        total = self.objective.total_weight(anchors.valid)
-        graded: Graded | None = None
-        for rows, blocks in self._split(batch, anchors, config.accumulation):
-            part = self._learn(rows, blocks, total_weight=total, measure=measure)
-            graded = part if graded is None else graded + part
+        graded, total = self.learn(batch, number, measure=measure)
         norm, rate = self.optimizer.step(number)
         weights = [weight for _, weight in self.objective.terms]
         sums = [0.0] * len(weights) if graded is None else [s / total for s in graded.term_sums.tolist()]
@@ -139,6 +134,17 @@ class Trainer:
             learning_rate=rate,
             num_tokens=int((batch.segments >= 0).sum()),
         )
+
+    def learn(self, batch: TokenBatch, number: int, *, measure: bool) -> tuple[Graded | None, float]:
+        """Add step ``number``'s gradients to the weights'; what was graded, and the sum of its weights."""
+        self.modules.train()
+        anchors = self._anchors(batch, step=number)
+        total = self.objective.total_weight(anchors.valid)
+        graded: Graded | None = None
+        for rows, blocks in self._split(batch, anchors, self.config.train.accumulation):
+            part = self._learn(rows, blocks, total_weight=total, measure=measure)
+            graded = part if graded is None else graded + part
+        return graded, total
 
     @torch.no_grad()
     def expected_accepted_length(self, batches: Sequence[TokenBatch]) -> float:
@@ -191,14 +197,18 @@ class Trainer:
     def _forward(
         self, batch: TokenBatch, blocks: AnchorBlocks
     ) -> tuple[Tensor, HeadStep, OutputWeights, Features, AnchorBlocks]:
-        drafter, head = self.parts.drafter, self.parts.head
-        with _own_precision(self.target):
-            found = self.target.features(batch.to(self.target.device), drafter.target_layers)
-        features = Features(found.tapped.to(self.device), found.last_hidden.to(self.device))
+        drafter, head = self.drafter, self.parts.head
+        features = self.features(batch)
         anchors = move(blocks, self.device)
         hidden = drafter.block(batch.to(self.device), features, anchors)
         step = head.block(anchors.previous, hidden)
         return hidden, step, OutputWeights(drafter.readout(), head.output_weight), features, anchors
+
+    def features(self, batch: TokenBatch) -> Features:
+        """What the frozen target makes of a batch, on the draft model's device."""
+        with _own_precision(self.target):
+            found = self.target.features(batch.to(self.target.device), self.drafter.target_layers)
+        return Features(found.tapped.to(self.device), found.last_hidden.to(self.device))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_bfloat16)

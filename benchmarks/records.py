@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from deepspec.environment import device_name, versions
+from deepspec.paths import written_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -49,13 +50,20 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": round(middle, 4), "q1": round(low, 4), "q3": round(high, 4)}
 
 
-def write(kind: str, result: dict[str, Any], *, seed: int, warm_up: str, repeats: str) -> list[str]:
-    """Store a record as ``results/<date>-<kind>.json``; returns lines that say where and under what."""
+def write(
+    kind: str, result: dict[str, Any], *, seed: int, warm_up: str, repeats: str, date: str | None = None
+) -> list[str]:
+    """Store a record as ``results/<date>-<kind>.json``; returns lines that say where and under what.
+
+    ``date`` is that of a record that is gone on with, today's when None.
+    """
     protocol = {"seed": seed, "warm_up": warm_up, "repeats": repeats}
     record = {"kind": kind, **environment(), **protocol, "result": result}
+    record["date"] = date or record["date"]
     path = RESULTS / f"{record['date']}-{kind}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(record, indent=1) + "\n")
     named = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     return [
         f"{record['device']} ({record['device_type']}), {record['threads']} threads; {named}",
@@ -125,7 +133,50 @@ def _divergence_table(record: dict[str, Any]) -> str:
     return "\n".join([head, "", *rows, "", _machine(record, "")])
 
 
-_TABLES = {"decoding": _decoding_table, "training": _training_table, "divergence": _divergence_table}
+def _objectives_table(record: dict[str, Any]) -> str:
+    """The best at the largest budget, and the published one, at temperature 1."""
+    found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for row in record["result"]["summary"]:
+        if row["temperature"] == 1.0:
+            found.setdefault((row["objective"], row["weights"]), {})[row["steps"]] = row
+    budgets = sorted({steps for of_name in found.values() for steps in of_name})
+    ranked = sorted(found, key=lambda name: -_mean_at(found[name], budgets[-1]))
+    shown = [name for rank, name in enumerate(ranked) if rank < _BEST or name == ("paper", "decay")]
+    rows = [
+        f"| objective | position weights | {' | '.join(f'τ at {steps} steps, gain' for steps in budgets)} |",
+        f"|---|---|{'---|' * len(budgets)}",
+    ]
+    for name in shown:
+        cells = [_tau_and_gain(found[name].get(steps)) for steps in budgets]
+        rows.append(f"| {' | '.join([*name, *cells])} |")
+    head = (
+        f"DSpark by objective, temperature 1, {record['result']['setting']}; the best {_BEST} of "
+        f"{len(found)} and the published one, with the paired gain on it (95 %):"
+    )
+    return "\n".join([head, "", *rows, "", _machine(record, "")])
+
+
+def _mean_at(rows: dict[int, dict[str, Any]], steps: int) -> float:
+    return float(rows[steps]["accepted_length"]["mean"]) if steps in rows else 0.0
+
+
+def _tau_and_gain(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    tau = f"{row['accepted_length']['mean']:.2f}"
+    if "gain" not in row:
+        return tau
+    low, high = row["gain"]["ci95"]
+    return f"{tau}, {row['gain']['mean']:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+_TABLES = {
+    "decoding": _decoding_table,
+    "training": _training_table,
+    "objectives": _objectives_table,
+    "divergence": _divergence_table,
+}
+_BEST = 5
 
 
 def _tau(run: dict[str, Any]) -> str:

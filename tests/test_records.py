@@ -73,3 +73,21 @@ def test_the_table_of_divergences_counts_them_per_million_tokens() -> None:
     records.write("divergence", result, seed=0, warm_up="none", repeats="once")
     assert "| 640 | 128 | 32 | 2 | 25.0 | 2 |" in records.tables()
     assert "medians" not in records.tables()
+
+
+def test_the_table_of_objectives_has_the_best_and_the_published_one() -> None:
+    def row(objective: str, steps: int, mean: float, temperature: float = 1.0) -> dict[str, object]:
+        tau = {"mean": mean, "ci95": [mean - 0.1, mean + 0.1]}
+        gain = {"mean": mean - 2, "ci95": [mean - 2.1, mean - 1.9]}
+        head = {"objective": objective, "weights": "decay", "steps": steps, "temperature": temperature}
+        return {**head, "accepted_length": tau, "gain": gain}
+
+    better = [row(f"o{i}", 450, 2.1 + i / 100) for i in range(6)]
+    rows = [row("paper", 150, 1.5), row("paper", 450, 2.0), *better, row("o0", 450, 9.0, temperature=0.0)]
+    result = {"setting": "shortly", "summary": rows, "cells": []}
+    records.write("objectives", result, seed=0, warm_up="none", repeats="one")
+    table = records.tables()
+    assert "| o5 | decay | - | 2.15, +0.15 (+0.05 to +0.25) |" in table
+    assert "| paper | decay | 1.50, -0.50 (-0.60 to -0.40) | 2.00, +0.00 (-0.10 to +0.10) |" in table
+    assert "| o0 |" not in table
+    assert table.index("| o5 |") < table.index("| o1 |") < table.index("| paper |")

@@ -32,6 +32,7 @@ BAD_INPUT = [
     ["train", "--strategy", "dsparc"],
     ["train", "--strategy", "dflash", "--set", "head.type=markow"],
     ["train", "--strategy", "dspark", "--set", "head.rnk=3"],
+    ["train", "--strategy", "dspark", "--set", "objective=papr"],
     ["train", "--strategy", "dspark", "--set", "train.num_step=3"],
     ["train", "--strategy", "dspark", "--steps", "0"],
     ["train", "--strategy", "dspark", "--config", "absent.toml"],

@@ -49,3 +49,9 @@ class AnchorGrid:
         rows = self.anchors.rows
         segment = batch.segments[rows, self.anchors.columns][:, None]
         return self.scatter((columns < self.anchors.columns[:, None]) & (batch.segments[rows] == segment))
+
+
+def causal(batch: TokenBatch) -> Tensor:
+    """Bool ``[S, L, L]``: the columns that each column sees, itself and those before it in its document."""
+    same = batch.segments[:, :, None] == batch.segments[:, None, :]
+    return same.tril()

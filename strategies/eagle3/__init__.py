@@ -1,0 +1,24 @@
+"""Eagle 3: an autoregressive drafter over fused target features, no head, fixed length (2503.01840)."""
+
+from __future__ import annotations
+
+import math
+
+from deepspec.hookspecs import hookimpl
+from deepspec.strategy import Objective, Strategy
+
+#: The published weight of a step against the one before it.
+_STEP_DECAY = 0.8
+
+
+@hookimpl
+def deepspec_strategies() -> list[Strategy]:
+    """The published composition."""
+    objective = Objective(terms={"soft_ce": 1.0}, position_decay=-1 / math.log(_STEP_DECAY))
+    return [Strategy(name="eagle3", drafter="eagle3", objective=objective)]
+
+
+@hookimpl
+def deepspec_parts() -> list[str]:
+    """The drafter, imported when it is built."""
+    return ["eagle3=deepspec_strategies.eagle3.drafter:Eagle3Drafter"]

@@ -6,6 +6,7 @@ them for one target. Nothing here imports torch before ``build``.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,10 +30,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from deepspec.interfaces import (
+        BuildContext,
         Calibrator,
         Drafter,
         LengthPolicy,
         PartConfig,
+        Proposer,
         SequentialHead,
         TargetInfo,
         Verifier,
@@ -165,22 +168,21 @@ class Strategy(BaseModel):
 
     def build(self, target: TargetInfo, *, manager: pluggy.PluginManager | None = None) -> Parts:
         """Assemble the five parts for ``target``: the drafter first, then the parts that read its sizes."""
-        from deepspec.interfaces import BuildContext
+        from deepspec.interfaces import BuildContext, Proposer
 
         found = self.check(manager)
         context = BuildContext(target=target, draft_length=self.draft_length)
         cls, config = found.pop("drafter")
-        drafter: Drafter[Any] = cls(config, context)
-        rows = drafter.readout().weight.shape[0]
-        context = replace(context, hidden_size=drafter.hidden_size, draft_vocab_size=rows)
-        others = {kind: cls(config, context) for kind, (cls, config) in found.items()}
+        drafter: Drafter[Any] | Proposer = cls(config, context)
+        if isinstance(drafter, Proposer):
+            context = replace(context, draft_vocab_size=target.vocab_size)
+        else:
+            rows = drafter.readout().weight.shape[0]
+            context = replace(context, hidden_size=drafter.hidden_size, draft_vocab_size=rows)
+        others = {kind: _built(drafter, cls, config, context) for kind, (cls, config) in found.items()}
         strategy = self.replace(drafter={"type": self.drafter.type, **drafter.saved_options})
         parts = Parts(strategy=strategy, drafter=drafter, **others)
-        if parts.policy.needs_confidence and parts.head.confidence == "none":
-            raise ConfigError(
-                f"policy {parts.policy.name!r} reads confidences and head {parts.head.name!r} gives none; "
-                "set head.confidence to linear or row_max"
-            )
+        _check_fit(parts)
         return parts
 
 
@@ -189,7 +191,7 @@ class Parts:
     """A strategy assembled for one target; ``strategy`` has the drafter's options that a checkpoint keeps."""
 
     strategy: Strategy
-    drafter: Drafter[Any]
+    drafter: Drafter[Any] | Proposer
     head: SequentialHead[Any]
     calibrator: Calibrator
     policy: LengthPolicy
@@ -200,3 +202,42 @@ class Parts:
         from torch import nn
 
         return nn.ModuleDict({"drafter": self.drafter, "head": self.head})
+
+
+def _built(drafter: Drafter[Any] | Proposer, cls: Any, config: PartConfig, context: BuildContext) -> Any:
+    """A part that follows the drafter; a head that cannot be built without hidden states is refused."""
+    if context.hidden_size or cls.kind != "head":
+        return cls(config, context)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # torch warns of weights that have no element
+            return cls(config, context)
+    except Exception as error:  # a third party's head may stumble over H = 0 in any way
+        raise ConfigError(_no_head(drafter.name, cls.name)) from error
+
+
+def _check_fit(parts: Parts) -> None:
+    """Raise ConfigError where the parts cannot work together."""
+    from deepspec.interfaces import Proposer
+
+    drafter, head, policy = parts.drafter, parts.head, parts.policy
+    if isinstance(drafter, Proposer):
+        if head.output_weight is not None or head.confidence != "none":
+            raise ConfigError(_no_head(drafter.name, head.name))
+        if policy.needs_confidence:
+            raise ConfigError(
+                f"policy {policy.name!r} reads confidences and drafter {drafter.name!r}, which is "
+                "model-free, gives none; use a policy that reads none, such as --set policy.type=fixed"
+            )
+    if policy.needs_confidence and head.confidence == "none":
+        raise ConfigError(
+            f"policy {policy.name!r} reads confidences and head {head.name!r} gives none; "
+            "set head.confidence to linear or row_max"
+        )
+
+
+def _no_head(drafter: str, head: str) -> str:
+    return (
+        f"head {head!r} corrects logits or gives confidences and drafter {drafter!r}, which is model-free, "
+        "has neither logits nor hidden states; use --set head.type=none, with confidence none"
+    )

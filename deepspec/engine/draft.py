@@ -1,8 +1,11 @@
-"""The drafting half of a round: drive drafter and head position by position; the core alone samples."""
+"""The drafting half of a round: drive drafter and head position by position; the core alone samples.
+
+What a model-free drafter proposes is taken as certain, whatever its lengths.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from deepspec.interfaces import Readout
+from deepspec.errors import PluginError
+from deepspec.interfaces import Proposer, Readout
 from deepspec.sampling import Drawn, sampler, scale
 from deepspec.types import Anchors, Draft, Load, Sampling
 
@@ -20,9 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drafted:
-    """A draft, and each position's confidence logit ``[R, G]`` (None when the head gives none)."""
+    """What was drafted.
+
+    Attributes:
+        draft: G tokens of each request.
+        lengths: int64 ``[R]``, how many of them count; -1 where a proposal is none (:func:`check_lengths`).
+        confidence: logits ``[R, G]``, None when the head gives none.
+    """
 
     draft: Draft
+    lengths: Tensor
     confidence: Tensor | None
 
 
@@ -39,6 +50,8 @@ def run_draft(
     """
     choose = choose or sampler.draw_draft
     drafter, head = parts.drafter, parts.head
+    if isinstance(drafter, Proposer):
+        return _proposed(drafter, anchors)
     readout = drafter.readout()
     state = drafter.begin(anchors)
     whole = drafter.parallel_hidden(state)
@@ -63,6 +76,17 @@ def run_draft(
     return _collect(columns, readout, drafter.context.target.vocab_size)
 
 
+def check_lengths(parts: Parts, lengths: Iterable[int]) -> None:
+    """Raise PluginError when one of ``Drafted.lengths``, by now on the host, marks a proposal as none."""
+    if min(lengths, default=0) < 0:
+        context = parts.drafter.context
+        raise PluginError(
+            f"drafter {parts.drafter.name!r} proposed a token outside 0..{context.target.vocab_size - 1} or "
+            "a length outside 0..G, G being what the anchors ask for; mend the plugin that brings it, or "
+            "decode with another drafter"
+        )
+
+
 def verify_lengths(parts: Parts, drafted: Drafted, counts: Tensor, load: Load) -> Tensor:
     """How many of the ``counts [R]`` drafted tokens of each request go to the target: int64 ``[R]``."""
     shape, confidence = drafted.draft.tokens.shape, drafted.confidence
@@ -71,6 +95,25 @@ def verify_lengths(parts: Parts, drafted: Drafted, counts: Tensor, load: Load) -
     confidence = confidence.to(torch.promote_types(confidence.dtype, torch.float32))
     survival = parts.calibrator.conditional(confidence).cumprod(dim=1)
     return parts.policy.lengths(survival.to(counts.device), counts, load)
+
+
+def _proposed(drafter: Proposer, anchors: Anchors) -> Drafted:
+    """A proposal as a draft of one-hot q; the host learns with the verdict if it was none."""
+    proposal = drafter.propose(anchors)
+    tokens, lengths = proposal.tokens, proposal.lengths
+    num, num_draft = len(anchors.slots), anchors.num_draft
+    given, allowed = (tokens.dtype, lengths.dtype, *tokens.shape, *lengths.shape), (torch.int64, torch.int64)
+    if given != (*allowed, num, num_draft, num):
+        raise PluginError(
+            f"drafter {drafter.name!r} proposed {tokens.dtype} {list(tokens.shape)} with lengths "
+            f"{lengths.dtype} {list(lengths.shape)}; allowed are torch.int64 [{num}, {num_draft}] and [{num}]"
+        )
+    known = (tokens >= 0) & (tokens < drafter.context.target.vocab_size)
+    unread = torch.arange(num_draft, device=lengths.device) >= lengths[:, None]
+    sound = (known | unread).all(dim=1) & (lengths >= 0) & (lengths <= num_draft)
+    certain = torch.zeros(tokens.shape, device=tokens.device)
+    draft = Draft(torch.where(known, tokens, 0), logits=None, log_sum_exp=certain, log_q=certain)
+    return Drafted(draft, torch.where(sound, lengths, -1), None)
 
 
 @dataclass(frozen=True)
@@ -109,4 +152,5 @@ def _collect(columns: list[_Column], readout: Readout, vocab_size: int) -> Draft
         log_q=stack(lambda c: c.drawn.log_q),
     )
     has_confidence = columns[0].confidence is not None
-    return Drafted(draft, stack(lambda c: c.confidence) if has_confidence else None)
+    lengths = torch.full_like(draft.tokens[:, 0], len(columns))
+    return Drafted(draft, lengths, stack(lambda c: c.confidence) if has_confidence else None)

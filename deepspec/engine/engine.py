@@ -199,7 +199,7 @@ class Engine:
                 request.computed += 1 + accepted
                 record = RequestRound(
                     request_id=request.request_id,
-                    drafted=outcome.num_draft,
+                    drafted=outcome.drafted[i],
                     verified=outcome.verified[i],
                     accepted=accepted,
                     emitted=len(taken),

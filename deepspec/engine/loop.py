@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepspec.engine.draft import run_draft, verify_lengths
+from deepspec.engine.draft import check_lengths, run_draft, verify_lengths
 from deepspec.engine.noise import round_noise
 from deepspec.engine.queue import StepPlan
 from deepspec.engine.request import Request
@@ -35,7 +35,7 @@ class StepOutcome:
 
     Attributes:
         requests: those with a verdict: the decoding ones, then those whose prompt ended, in plan order.
-        accepted, bonus, verified: R numbers each. drafts: R rows of G tokens. num_draft: G.
+        accepted, bonus, verified, drafted: R numbers each. drafts: R rows of G tokens.
         spans: what went through the target, decoding requests first, then chunks.
         features: target features of the spans' rows.
         draft_ms, verify_ms: wall time up to the end of each half.
@@ -45,8 +45,8 @@ class StepOutcome:
     accepted: list[int]
     bonus: list[int]
     verified: list[int]
+    drafted: list[int]
     drafts: list[list[int]]
-    num_draft: int
     spans: tuple[Span, ...]
     features: Features
     draft_ms: float
@@ -54,10 +54,16 @@ class StepOutcome:
 
 
 @dataclass(frozen=True)
-class _Proposal:
-    """Drafts of the decoding requests: verify lengths on device, and how many rows each gets (host side)."""
+class _Round:
+    """The decoding requests' drafts.
+
+    Attributes:
+        counts, lengths: int64 ``[R]`` on device, how many tokens were drafted and are verified.
+        rows: how many drafted tokens of each request go through the target (host side).
+    """
 
     draft: Draft
+    counts: Tensor
     lengths: Tensor
     anchors: Tensor
     rows: list[int]
@@ -72,6 +78,7 @@ class Loop:
         self.target, self.parts, self.cache = target, parts, cache
         self._layers = parts.drafter.target_layers
         self._draft_device = parts.drafter.context.target.embedding.device
+        self.packs_rows = target.device.type == "cpu"  # elsewhere nobody waits for the lengths
         self._last_sampling: tuple[tuple[SamplingParams, ...], Sampling] | None = None
         target.check_layers(self._layers)
 
@@ -80,33 +87,34 @@ class Loop:
         started = time.perf_counter()
         load = Load(num_requests=len(plan.decoding), prefill_tokens=sum(c.count for c in plan.chunks))
         num_draft = self.parts.policy.draft_length(load) if plan.decoding else 0
-        proposal = self._propose(plan.decoding, num_draft, load) if plan.decoding else None
+        begun = self._draft(plan.decoding, num_draft, load) if plan.decoding else None
         drafted = time.perf_counter()
-        spans, features, logits = self._forward(plan, proposal)
-        verdicts, lengths, drafts = [], [], []
-        if proposal is not None:
-            rows = [0, *np.cumsum([1 + n for n in proposal.rows]).tolist()]
-            target_rows = TargetRows(logits[: rows[-1]], self._ids(rows[:-1]), proposal.sampling)
-            verdicts.append(
-                self.parts.verifier.verify(target_rows, proposal.draft, proposal.lengths, proposal.noise)
-            )
-            lengths.append(proposal.lengths)
-            drafts.append(proposal.draft.tokens)
+        spans, features, logits = self._forward(plan, begun)
+        verdicts, lengths, counts, drafts = [], [], [], []
+        if begun is not None:
+            rows = [0, *np.cumsum([1 + n for n in begun.rows]).tolist()]
+            target_rows = TargetRows(logits[: rows[-1]], self._ids(rows[:-1]), begun.sampling)
+            verdicts.append(self.parts.verifier.verify(target_rows, begun.draft, begun.lengths, begun.noise))
+            lengths.append(begun.lengths)
+            counts.append(begun.counts)
+            drafts.append(begun.draft.tokens)
         closing = tuple(chunk.request for chunk in plan.chunks if chunk.is_last)
         if closing:
             verdict = self._close_prompts(closing, logits[len(logits) - len(closing) :])
             verdicts.append(verdict)
             lengths.append(torch.zeros_like(verdict.bonus))
+            counts.append(lengths[-1])
             drafts.append(verdict.bonus.new_zeros((len(closing), num_draft)))
-        table = to_host(verdicts, lengths, drafts)
+        table = to_host(verdicts, lengths, counts, drafts)
+        check_lengths(self.parts, table[:, 3].tolist())
         verified = time.perf_counter()
         return StepOutcome(
             requests=plan.decoding + closing,
             accepted=table[:, 0].tolist(),
             bonus=table[:, 1].tolist(),
             verified=table[:, 2].tolist(),
-            drafts=table[:, 3:].tolist(),
-            num_draft=num_draft,
+            drafted=table[:, 3].tolist(),
+            drafts=table[:, 4:].tolist(),
             spans=tuple(spans),
             features=features,
             draft_ms=1e3 * (drafted - started),
@@ -136,14 +144,14 @@ class Loop:
             )
         )
 
-    def _propose(self, decoding: Sequence[Request], num_draft: int, load: Load) -> _Proposal:
+    def _draft(self, decoding: Sequence[Request], num_draft: int, load: Load) -> _Round:
         positions = [len(r.tokens) - 1 for r in decoding]
         sampling = self._sampling(decoding)
         noise, verdict_noise = round_noise(
             [r.seed for r in decoding], positions, num_draft, self.parts.verifier.streams, self.target.device
         )
         anchors = self._ids([r.tokens[-1] for r in decoding])
-        lengths = torch.full_like(anchors, num_draft)
+        counts = lengths = torch.zeros_like(anchors)
         draft = _empty_draft(anchors, noise)
         if num_draft > 0:
             start = Anchors(
@@ -157,27 +165,26 @@ class Loop:
                 self.parts, start, _sampling_on(sampling, self._draft_device), noise.to(self._draft_device)
             )
             draft = _draft_on(drafted.draft, self.target.device)
-            lengths = verify_lengths(self.parts, drafted, lengths, load)
-        on_cpu = self.target.device.type == "cpu"
-        rows = lengths.tolist() if on_cpu else [num_draft] * len(decoding)
-        return _Proposal(draft, lengths, anchors, rows, verdict_noise, sampling)
+            counts = drafted.lengths.to(self.target.device)
+            lengths = verify_lengths(self.parts, drafted, counts.clamp(min=0), load)
+        rows = lengths.tolist() if self.packs_rows else [num_draft] * len(decoding)
+        return _Round(draft, counts, lengths, anchors, rows, verdict_noise, sampling)
 
-    def _forward(self, plan: StepPlan, proposal: _Proposal | None) -> tuple[list[Span], Features, Tensor]:
+    def _forward(self, plan: StepPlan, begun: _Round | None) -> tuple[list[Span], Features, Tensor]:
         """One target forward; logits of the verify rows, then of each prompt's last token."""
         spans, parts, wanted = [], [], []
-        if proposal is not None:
-            block = torch.cat([proposal.anchors[:, None], proposal.draft.tokens], dim=1)
+        if begun is not None:
+            block = torch.cat([begun.anchors[:, None], begun.draft.tokens], dim=1)
             width = block.shape[1]
             spans += [
-                Span(r.slot, len(r.tokens) - 1, 1 + n)
-                for r, n in zip(plan.decoding, proposal.rows, strict=True)
+                Span(r.slot, len(r.tokens) - 1, 1 + n) for r, n in zip(plan.decoding, begun.rows, strict=True)
             ]
             flat = block.flatten()
-            if any(1 + n < width for n in proposal.rows):
+            if any(1 + n < width for n in begun.rows):
                 flat = flat[
                     self._ids(
                         np.concatenate(
-                            [np.arange(i * width, i * width + 1 + n) for i, n in enumerate(proposal.rows)]
+                            [np.arange(i * width, i * width + 1 + n) for i, n in enumerate(begun.rows)]
                         )
                     )
                 ]
@@ -227,14 +234,17 @@ class Loop:
 
 
 def to_host(
-    verdicts: Sequence[Verdict], lengths: Sequence[Tensor], drafts: Sequence[Tensor]
+    verdicts: Sequence[Verdict],
+    lengths: Sequence[Tensor],
+    counts: Sequence[Tensor],
+    drafts: Sequence[Tensor],
 ) -> NDArray[np.int64]:
-    """The step's one device-to-host copy: rows of accepted, bonus, verified, then the drafted tokens."""
+    """The step's one device-to-host copy: rows of accepted, bonus, verified, drafted, then the tokens."""
     columns = [
-        torch.cat([torch.stack([v.accepted, v.bonus, n], dim=1), d], dim=1)
-        for v, n, d in zip(verdicts, lengths, drafts, strict=True)
+        torch.cat([torch.stack([v.accepted, v.bonus, n, c], dim=1), d], dim=1)
+        for v, n, c, d in zip(verdicts, lengths, counts, drafts, strict=True)
     ]
-    return torch.cat(columns).cpu().numpy() if columns else np.zeros((0, 3), dtype=np.int64)
+    return torch.cat(columns).cpu().numpy() if columns else np.zeros((0, 4), dtype=np.int64)
 
 
 def _empty_draft(like: Tensor, noise: Tensor) -> Draft:

@@ -15,7 +15,7 @@ from deepspec.exact.properties import Finding, Subject
 from deepspec.exact.report import Property, Report
 from deepspec.exact.toy import ToyTarget
 from deepspec.hookspecs import hookimpl
-from deepspec.interfaces import Part
+from deepspec.interfaces import Part, Proposer
 from deepspec.plugins import create_plugin_manager, list_parts, list_strategies, register, resolve_part
 from deepspec.strategy import PART_KINDS, Strategy
 
@@ -122,6 +122,8 @@ def _composition(kind: str, name: str, manager: pluggy.PluginManager) -> Strateg
     """The toy drafter, a Markov head and the threshold policy, with one part in its place."""
     parts = {"drafter": ToyDrafter.name, "head": "markov", "policy": "threshold", kind: name}
     strategy = Strategy(name=name, draft_length=3, **parts)
+    if kind == "drafter" and issubclass(resolve_part(manager, kind, name), Proposer):
+        return strategy.replace(head="none", policy="fixed")
     if kind == "head":
         cls, config = strategy.check(manager)["head"]
         info = ToyTarget().info

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from deepspec.exact.rows import ChosenDraft, Rows, choose_lengths
 from deepspec.exact.toy import ToyTarget
+from deepspec.interfaces import Proposer
 from deepspec.strategy import Parts
 from deepspec.types import Load
 
@@ -98,6 +99,16 @@ def all_blocks(vocab: int, length: int) -> Tensor:
     return codes[:, None] // vocab ** torch.arange(length - 1, -1, -1) % vocab
 
 
+def possible_blocks(parts: Parts, num_draft: int) -> Tensor:
+    """Every block that may be drafted after one text: int64 ``[N, G]``.
+
+    Of a model-free drafter there is one, whose tokens are filled in as it proposes them.
+    """
+    if isinstance(parts.drafter, Proposer):
+        return torch.zeros((1, num_draft), dtype=torch.int64)
+    return all_blocks(parts.drafter.readout().weight.shape[0], num_draft)
+
+
 @dataclass(frozen=True)
 class _Round:
     """A round of N rows.
@@ -127,7 +138,7 @@ class _TwoRounds:
     def __init__(
         self, target: ToyTarget, parts: Parts, prompt: Sequence[int], num_draft: int, temperature: float
     ) -> None:
-        blocks = all_blocks(parts.drafter.readout().weight.shape[0], num_draft)
+        blocks = possible_blocks(parts, num_draft)
         first = Rows(target, parts, [prompt] * len(blocks), temperature=temperature)
         self.first = _Round.of(first, blocks)
         reachable = self.first.outcome.amax(dim=0) * self.first.chosen.weight[:, None, None]

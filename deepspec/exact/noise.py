@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deepspec.engine import noise as engine_noise
 from deepspec.errors import DeepSpecError
-from deepspec.exact.law import Laws, Strings, all_blocks
+from deepspec.exact.law import Laws, Strings, possible_blocks
 from deepspec.exact.rows import Rows, choose_lengths
 from deepspec.exact.toy import ToyTarget
 from deepspec.interfaces import RoundUniforms, Verifier
@@ -237,7 +237,7 @@ class _CutRound:
 def _rounds(
     target: ToyTarget, parts: Parts, contexts: Sequence[Sequence[int]], num_draft: int
 ) -> list[_CutRound]:
-    blocks = all_blocks(parts.drafter.readout().weight.shape[0], num_draft)
+    blocks = possible_blocks(parts, num_draft)
     rows = Rows(target, parts, [context for context in contexts for _ in blocks])
     chosen = rows.draft(blocks.repeat(len(contexts), 1))
     lengths = choose_lengths(parts, [chosen.drafted])[:, 0]

@@ -6,18 +6,19 @@ law and of the noise; the promises of single parts are in ``contracts.py``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from deepspec.exact.law import Laws, Strings, all_blocks, one_request, two_requests
+from deepspec.exact.law import Laws, Strings, all_blocks, one_request, possible_blocks, two_requests
 from deepspec.exact.noise import VerdictCutter, shared_noise
 from deepspec.exact.parts import random_parts
 from deepspec.exact.rows import ChosenDraft, Rows, sampler_edges
 from deepspec.exact.toy import ToyTarget
-from deepspec.interfaces import Verifier
+from deepspec.interfaces import Proposer, Verifier
 from deepspec.sampling import SamplingParams, batch_sampling, sampler
 from deepspec.strategy import Parts, Strategy
 from deepspec.types import Draft, TargetRows
@@ -71,6 +72,14 @@ class Finding:
         return self.error is None or self.error <= self.allowed
 
 
+def texts(parts: Parts, start: Sequence[int]) -> list[list[int]]:
+    """Texts to decode after; a model-free drafter finds something to propose in some, so it gets several."""
+    if not isinstance(parts.drafter, Proposer):
+        return [[*start]]
+    vocab = parts.drafter.context.target.vocab_size
+    return [[*start, *block] for block in all_blocks(vocab, 2).tolist()]
+
+
 def output_law(subject: Subject) -> Finding:
     """Two rounds of one request have the target's law, by enumeration."""
     own = [(subject, 3, 3, 1.0), (subject, 4, 2, 1.0), *[(subject, 3, 2, 1.0)] * 5]
@@ -78,7 +87,8 @@ def output_law(subject: Subject) -> Finding:
     laws = []
     for seed, (composition, vocab, num_draft, temperature) in enumerate([*own, *verified]):
         target, parts = composition.build(vocab, num_draft, seed)
-        laws.append(one_request(target, parts, [0, vocab - 1, 1], temperature))
+        for text in texts(parts, [0, vocab - 1, 1]):
+            laws.append(one_request(target, parts, text, temperature))
     return _of_laws(
         laws,
         "two rounds of one request",
@@ -92,7 +102,9 @@ def joint_law(subject: Subject) -> Finding:
     laws = []
     for seed in range(8):
         target, parts = subject.build(2, 2, seed)
-        laws.append(two_requests(target, parts, ([0, 1, 1], [1, 0])))
+        first, second = texts(parts, [0, 1, 1]), texts(parts, [1, 0])
+        for pair in zip(first, reversed(second), strict=True):
+            laws.append(two_requests(target, parts, pair))
     return _of_laws(
         laws,
         "two rounds of two requests together",
@@ -117,7 +129,7 @@ def noise(subject: Subject) -> Finding:
     laws = []
     for seed, (composition, vocab) in enumerate([(subject.all_verified, 3), (subject, 2), (subject, 2)]):
         target, parts = composition.build(vocab, 2, seed)
-        laws.append(shared_noise(target, parts, [0, 1]))
+        laws += [shared_noise(target, parts, text) for text in texts(parts, [0, 1])]
     return Finding(
         error=max(law.error for law in laws),
         allowed=EXACT,
@@ -132,10 +144,11 @@ def verdict_law(subject: Subject) -> Finding:
     """``verify`` integrated over its uniforms is ``outcome()``, for every block and length."""
     target, parts = subject.build(3, 2, 0)
     num_draft = parts.drafter.context.draft_length
-    blocks = all_blocks(parts.drafter.readout().weight.shape[0], num_draft)
-    lengths = torch.arange(num_draft + 1).repeat(len(blocks))
-    blocks = blocks.repeat_interleave(num_draft + 1, dim=0)
-    rows = Rows(target, parts, [[0, 2, 1]] * len(blocks))
+    after, blocks = texts(parts, [0, 2, 1]), possible_blocks(parts, num_draft)
+    each = len(blocks) * (num_draft + 1)
+    lengths = torch.arange(num_draft + 1).repeat(len(blocks) * len(after))
+    blocks = blocks.repeat_interleave(num_draft + 1, dim=0).repeat(len(after), 1)
+    rows = Rows(target, parts, [text for text in after for _ in range(each)])
     draft = rows.draft(blocks).draft
     target_rows = rows.verify_rows(draft)
     stated = parts.verifier.outcome(target_rows, draft, lengths)
@@ -164,6 +177,13 @@ def degenerate_rows(subject: Subject) -> Finding:
     for name, (p, q) in cases.items():
         target, draft = torch.tensor(p, dtype=torch.float64), torch.tensor(q, dtype=torch.float64)
         errors[name] = max(_edge_error(verifier, target, draft, length) for length in range(len(p)))
+    certain = torch.eye(3, dtype=torch.float64)
+    target = torch.tensor([half, some, half], dtype=torch.float64)
+    errors["a draft that is certain"] = max(
+        _edge_error(verifier, target, certain[block], length, has_rows=False)
+        for block in ([0, 0], [1, 0], [2, 1])
+        for length in range(3)
+    )
     errors["a residual without mass"] = _massless_error(verifier, torch.tensor(half, dtype=torch.float64))
     wrong = [name for name, error in errors.items() if not error <= EXACT]
     return Finding(
@@ -175,12 +195,17 @@ def degenerate_rows(subject: Subject) -> Finding:
     )
 
 
-def _edge_error(verifier: Verifier, p: Tensor, q: Tensor, length: int) -> float:
-    """How far a round's law is off for rows p ``[G+1, V]`` and q ``[G, V]`` that depend on no token."""
+def _edge_error(verifier: Verifier, p: Tensor, q: Tensor, length: int, *, has_rows: bool = True) -> float:
+    """How far a round's law is off for rows p ``[G+1, V]`` and q ``[G, V]`` that depend on no token.
+
+    Without ``has_rows`` q is one-hot and left out of the draft, as a model-free drafter's is.
+    """
     num_draft, vocab = q.shape
     blocks = all_blocks(vocab, num_draft)
     blocks = blocks[q[torch.arange(num_draft), blocks].prod(dim=1) > 0]  # the others are never drafted
     draft = _draft_of(q, blocks)
+    if not has_rows:
+        draft = replace(draft, logits=None)
     target = _rows_of(p, len(blocks))
     lengths = torch.full((len(blocks),), length)
     stated = verifier.outcome(target, draft, lengths)
@@ -218,10 +243,12 @@ def _rows_of(p: Tensor, num: int) -> TargetRows:
 
 def recorded_q(subject: Subject) -> Finding:
     """The q that a verifier reads is the q that the sampler draws from, also from rounded rows."""
+    if isinstance(subject.build(3, 2, 0)[1].drafter, Proposer):
+        return _recorded_certainty(subject)
     errors, rounded = [], []
     for temperature in (1.0, 0.5):
         target, parts = subject.build(3, 2, 0)
-        blocks = all_blocks(parts.drafter.readout().weight.shape[0], parts.drafter.context.draft_length)
+        blocks = possible_blocks(parts, parts.drafter.context.draft_length)
         chosen = Rows(target, parts, [[0, 2, 1]] * len(blocks), temperature=temperature).draft(blocks)
         draft = chosen.draft
         assert draft.logits is not None, "a sampled draft has rows"
@@ -238,6 +265,22 @@ def recorded_q(subject: Subject) -> Finding:
         broken="tokens are drawn from another distribution than the q that is recorded (taken before the "
         "temperature, scored in another precision than sampled, or two draft rows that are one token): p/q "
         "corrects for the wrong q, and the output is biased",
+    )
+
+
+def _recorded_certainty(subject: Subject) -> Finding:
+    """A proposal is recorded as what it is, certain: log q and log-sum-exp 0, and no rows."""
+    target, parts = subject.build(3, 2, 0)
+    after = texts(parts, [0, 2, 1])
+    blocks = possible_blocks(parts, parts.drafter.context.draft_length).repeat(len(after), 1)
+    draft = Rows(target, parts, after).draft(blocks).draft
+    error = float(torch.cat([draft.log_q, draft.log_sum_exp]).abs().max())
+    return Finding(
+        error=error if draft.logits is None else 1.0,
+        allowed=0.0,
+        holds=f"proposals are recorded as certain, q = 1, and nothing is sampled ({len(after)} texts)",
+        broken="a proposed token, which is certain, is recorded with another q than 1: p/q corrects for the "
+        "wrong q, and the output is biased",
     )
 
 

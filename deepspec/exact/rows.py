@@ -2,7 +2,7 @@
 
 Every block runs through the real ``run_draft``, and the real sampler draws each of its tokens: it is handed
 the middle of the interval of uniforms that draw the token, whose width is the token's true probability,
-whatever the sampler reports.
+whatever the sampler reports. What a model-free drafter proposes is certain: any uniform draws it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from deepspec.engine import draft as drafting
 from deepspec.engine.draft import Drafted
 from deepspec.exact.toy import ToyTarget
+from deepspec.interfaces import Drafter
 from deepspec.sampling import Drawn, SamplingParams, batch_sampling, sampler, scale
 from deepspec.strategy import Parts
 from deepspec.types import Anchors, Draft, Extension, Features, Load, Sampling, Span, TargetRows
@@ -104,7 +105,7 @@ class Rows:
         num_rounds: int = 1,
         temperature: float = 1.0,
     ) -> None:
-        num = len(contexts)
+        self.num = num = len(contexts)
         room = max(map(len, contexts)) + (num_rounds + 1) * (parts.drafter.context.draft_length + 1)
         self.target, self.parts = target, replace(parts, drafter=copy(parts.drafter))
         self.parts.drafter.allocate(num, room, target.dtype, _CPU)
@@ -115,28 +116,42 @@ class Rows:
         self._layers = parts.drafter.target_layers
         self._every = torch.arange(num)
         self._tokens = torch.zeros((num, room), dtype=torch.int64)
+        self._start(contexts)
+
+    def restart(self, contexts: Sequence[Sequence[int]]) -> None:
+        """End the requests and begin others in their slots."""
+        for slot in range(len(contexts)):
+            self.parts.drafter.release(slot)
+        self._start(contexts)
+
+    def _start(self, contexts: Sequence[Sequence[int]]) -> None:
         for row, context in enumerate(contexts):
             self._tokens[row, : len(context)] = torch.tensor(context)
-        self._computed = torch.zeros(num, dtype=torch.int64)
+        self._computed = torch.zeros_like(self._every)
         counts = torch.tensor([len(context) - 1 for context in contexts])
         if int(counts.max()) > 0:
             self._extend(counts, self._forward(counts))
 
     def draft(self, blocks: Tensor) -> ChosenDraft:
-        """Draft ``blocks [N, G]`` (ids of the draft vocabulary)."""
+        """Draft ``blocks [N, G]`` (ids of the draft vocabulary); a model-free drafter drafts its own.
+
+        Raises PluginError for a proposal that is none.
+        """
+        certain = torch.tensor([0.0, 1.0], dtype=torch.float64).expand(*blocks.shape, 2)
         if blocks.shape[1] == 0:
             empty = torch.zeros((len(blocks), 0), dtype=torch.float64)
-            return ChosenDraft(
-                Drafted(Draft(blocks, None, empty, empty), None), torch.zeros(len(blocks), 0, 2)
-            )
+            none = torch.zeros_like(self._every)
+            return ChosenDraft(Drafted(Draft(blocks, None, empty, empty), none, None), certain)
         choice = _Choice()
         start = self._anchors(blocks.shape[1])
         drafted = drafting.run_draft(self.parts, start, self.sampling, blocks, choice)
-        return ChosenDraft(drafted, torch.stack(choice.intervals, dim=1))
+        drafting.check_lengths(self.parts, drafted.lengths.tolist())
+        return ChosenDraft(drafted, torch.stack(choice.intervals, dim=1) if choice.intervals else certain)
 
     def hidden(self, labels: Tensor) -> Tensor:
         """What the drafter's steps give, ``[N, G, H]``, when ``labels [N, G]`` are what is drawn."""
         drafter = self.parts.drafter
+        assert isinstance(drafter, Drafter), "a proposer has no hidden states"
         start = self._anchors(labels.shape[1])
         state = drafter.begin(start)
         whole = drafter.parallel_hidden(state)
@@ -160,6 +175,14 @@ class Rows:
         self._tokens[self._every, self._computed + 1 + accepted] = bonus
         kept = (torch.arange(width) <= accepted[:, None]).flatten()
         self._extend(1 + accepted, Features(self._features.tapped[kept], self._features.last_hidden[kept]))
+
+    def accept_one(self, tokens: Tensor) -> None:
+        """End a round of G drafted tokens, of which the first was ``tokens[:, 0]`` and kept; ``[N, 2]``."""
+        wrong = tokens[:, :1].expand(-1, self.parts.drafter.context.draft_length)
+        nothing = torch.zeros(wrong.shape)
+        draft = Draft(wrong, None, nothing, nothing)
+        self.verify_rows(draft)
+        self.commit(draft, torch.ones_like(self._every), tokens[:, 1])
 
     def _anchors(self, num_draft: int) -> Anchors:
         return Anchors(
@@ -209,23 +232,24 @@ def choose_lengths(parts: Parts, drafts: Sequence[Drafted]) -> Tensor:
     Each of ``drafts`` holds one request's N rows; the policy sees one row of each at a time.
     """
     load = Load(num_requests=len(drafts))
-    counts = torch.tensor([drafted.draft.tokens.shape[1] for drafted in drafts])
     distinct = [_distinct(drafted) for drafted in drafts]
     sizes = [len(keys) for keys, _ in distinct]
     lengths = torch.empty((*sizes, len(drafts)), dtype=torch.int64)
     for place in torch.cartesian_prod(*(torch.arange(size) for size in sizes)).view(-1, len(sizes)).tolist():
         rows = [keys[i] for (keys, _), i in zip(distinct, place, strict=True)]
-        lengths[tuple(place)] = drafting.verify_lengths(parts, _joined(drafts, rows), counts, load)
+        joined = _joined(drafts, rows)
+        lengths[tuple(place)] = drafting.verify_lengths(parts, joined, joined.lengths, load)
     for axis, (_, inverse) in enumerate(distinct):
         lengths = lengths.index_select(axis, inverse)
     return lengths
 
 
 def _distinct(drafted: Drafted) -> tuple[list[int], Tensor]:
-    """One row for each distinct confidence vector, and which of them every row has."""
-    if drafted.confidence is None:
-        return [0], torch.zeros(len(drafted.draft.tokens), dtype=torch.int64)
-    values, inverse = torch.unique(drafted.confidence, dim=0, return_inverse=True)
+    """One row for each distinct vector of confidences and draft length, and which of them every row has."""
+    shown = drafted.lengths[:, None].double()
+    if drafted.confidence is not None:
+        shown = torch.cat([shown, drafted.confidence.double()], dim=1)
+    values, inverse = torch.unique(shown, dim=0, return_inverse=True)
     first = torch.full((len(values),), len(inverse)).scatter_reduce(
         0, inverse, torch.arange(len(inverse)), "amin"
     )
@@ -239,6 +263,7 @@ def _joined(drafts: Sequence[Drafted], rows: Sequence[int]) -> Drafted:
         picked = [getattr(d.draft, part)[row] for d, row in zip(drafts, rows, strict=True)]
         return torch.stack(picked)
 
+    lengths = torch.stack([d.lengths[row] for d, row in zip(drafts, rows, strict=True)])
     confidences = [d.confidence[row] for d, row in zip(drafts, rows, strict=True) if d.confidence is not None]
     draft = Draft(pick("tokens"), None, pick("log_sum_exp"), pick("log_q"))
-    return Drafted(draft, torch.stack(confidences) if confidences else None)
+    return Drafted(draft, lengths, torch.stack(confidences) if confidences else None)

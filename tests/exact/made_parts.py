@@ -15,11 +15,13 @@ from deepspec.interfaces import (
     HeadStep,
     LengthPolicy,
     Part,
+    Proposer,
     Readout,
     RoundUniforms,
     SequentialHead,
     Verifier,
 )
+from deepspec.nn import SlotStore
 from deepspec.plugins import create_plugin_manager, register
 from deepspec.sampling.categorical import draw
 from deepspec.strategy import Parts, Strategy
@@ -30,6 +32,7 @@ from deepspec.types import (
     Extension,
     Features,
     Load,
+    Proposal,
     TargetRows,
     TokenBatch,
     Verdict,
@@ -79,6 +82,35 @@ class Certain(Still):
 
     name = "certain"
     bias = 1.0
+
+
+class Echo(Proposer):
+    """Proposes what followed the last time that the anchor's token came up, up to the anchor itself."""
+
+    name = "echo"
+
+    def allocate(self, num_slots: int, max_positions: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.text = SlotStore(num_slots, max_positions, (), dtype=torch.int64, device=device)
+
+    def extend(self, extension: Extension) -> None:
+        self.text.write(extension.rows, extension.positions, extension.tokens)
+
+    def propose(self, anchors: Anchors) -> Proposal:
+        self.text.write(anchors.slots, anchors.positions, anchors.tokens)
+        text, at = self.text.read(anchors.slots, anchors.max_position + 1), anchors.positions[:, None]
+        places = torch.arange(text.shape[1], device=text.device)
+        last = torch.where((text == anchors.tokens[:, None]) & (places < at), places, -1).amax(dim=1)
+        index = last[:, None] + torch.arange(1, anchors.num_draft + 1, device=text.device)
+        tokens = text.gather(1, index.clamp(max=text.shape[1] - 1))
+        lengths = (anchors.positions - last).clamp(max=anchors.num_draft)
+        return self.said(Proposal(tokens, torch.where(last < 0, 0, lengths)), anchors)
+
+    def said(self, proposal: Proposal, anchors: Anchors) -> Proposal:
+        """What controls change."""
+        return proposal
+
+    def release(self, slot: int) -> None:
+        pass
 
 
 class Told(SequentialHead[int]):
@@ -132,7 +164,9 @@ class BlockVerifier(Verifier):
         p = (target.logits[rows] / scale).softmax(dim=-1)
         if num_draft == 0:
             return p.new_zeros((len(p), 0)), p
-        q = (draft.logits / scale).softmax(dim=-1)
+        q = torch.nn.functional.one_hot(draft.tokens, p.shape[-1]).double()
+        if draft.logits is not None:
+            q = (draft.logits / scale).softmax(dim=-1)
         ratio = p[:, :-1].gather(-1, draft.tokens[..., None])[..., 0] / draft.log_q.exp()
         reached = [torch.ones(len(p), dtype=torch.float64)]
         for column in ratio.unbind(1):

@@ -20,9 +20,12 @@ from torch._subclasses.fake_tensor import (
 
 from deepspec.engine.draft import Drafted, run_draft
 from deepspec.interfaces import HeadStep, RoundUniforms, SequentialHead, TargetInfo
+from deepspec.plugins import create_plugin_manager, register
 from deepspec.sampling import SamplingParams, batch_sampling, draw_draft
-from deepspec.strategy import Parts
+from deepspec.strategy import Parts, Strategy
 from deepspec.types import Anchors, Draft, Extension, Features, Load, Sampling, Span, TargetRows
+from tests.exact import made_parts
+from tests.exact.made_parts import Echo
 from tests.exact_statistics.compositions import (
     CALIBRATORS,
     HEADS,
@@ -100,6 +103,16 @@ def test_drafting_waits_for_nothing(info: TargetInfo, name: str) -> None:
     assert draft.tokens.shape == (NUM_REQUESTS, DRAFT_LENGTH)
     assert draft.logits is not None
     assert draft.logits.shape == (NUM_REQUESTS, DRAFT_LENGTH, VOCAB)
+
+
+def test_proposing_waits_for_nothing(info: TargetInfo) -> None:
+    manager = create_plugin_manager()
+    register(manager, made_parts._Plugin((Echo,)), name="made")
+    parts = Strategy(name="made", draft_length=DRAFT_LENGTH, drafter="echo").build(info, manager=manager)
+    drafted = _drafted(parts)
+    assert drafted.draft.logits is None
+    assert drafted.draft.tokens.shape == (NUM_REQUESTS, DRAFT_LENGTH)
+    assert drafted.lengths.shape == (NUM_REQUESTS,)
 
 
 @pytest.mark.parametrize("confidence", ["linear", "row_max"])

@@ -17,10 +17,19 @@ from torch.nn.functional import embedding
 
 from deepspec.errors import ConfigError
 from deepspec.interfaces import BuildContext, Drafter, PartConfig, Readout
-from deepspec.nn import AnchorGrid, RMSNorm, SlotStore, additive_mask, rotary
+from deepspec.nn import (
+    AnchorGrid,
+    Attention,
+    DecoderLayer,
+    RMSNorm,
+    RotaryTable,
+    SlotStore,
+    attention_mask,
+    grouped_attention,
+    pass_through_,
+    rotary_table,
+)
 from deepspec.types import AnchorBlocks, Anchors, Extension, Features, TokenBatch
-
-from .layers import ContextAttention, DraftLayer
 
 
 class DFlashConfig(PartConfig):
@@ -83,15 +92,14 @@ class DFlashDrafter(Drafter[BlockState]):
         self.width = self.num_idle + context.draft_length
         size, eps = info.hidden_size, info.rms_norm_eps
         heads, kv_heads = config.num_heads or info.num_heads, config.num_kv_heads or info.num_kv_heads
-        self.repeats = heads // kv_heads
         self.fc = nn.Linear(len(self._target_layers) * size, size, bias=False)
-        _pass_through(self.fc.weight, size)
+        pass_through_(self.fc.weight)
         self.hidden_norm = RMSNorm(size, eps)
         layers = [
-            DraftLayer(
+            DecoderLayer(
                 size,
                 config.intermediate_size or info.intermediate_size,
-                ContextAttention(size, heads, kv_heads, info.head_dim, eps),
+                Attention(size, heads, kv_heads, info.head_dim, eps),
                 eps,
             )
             for _ in range(config.num_layers or draft_depth(info.num_layers))
@@ -121,11 +129,11 @@ class DFlashDrafter(Drafter[BlockState]):
         shape = (2, attention.num_kv_heads, attention.head_dim)  # keys and values
         room = max_positions + self.width  # a block lies behind the committed tokens
         self.slots = [SlotStore(num_slots, room, shape, dtype=dtype, device=device) for _ in self._layers]
-        self._decode_table = self._table(torch.arange(room, device=device), dtype)
+        self._table = RotaryTable(room, attention.head_dim, self.info.rope_theta, dtype=dtype, device=device)
 
     def extend(self, extension: Extension) -> None:
         injected = self._inject(extension.features.tapped)
-        table = self._looked_up(extension.positions)
+        table = self._table.at(extension.positions)
         for layer, store in zip(self._layers, self.slots, strict=True):
             pair = torch.stack(layer.self_attn.keys_values(injected, table), dim=1)
             store.write(extension.rows, extension.positions, pair)
@@ -134,20 +142,20 @@ class DFlashDrafter(Drafter[BlockState]):
         # The whole block, as in training, also when fewer are drafted.
         positions = anchors.positions[:, None] + torch.arange(self.width, device=anchors.positions.device)
         x = self._block_input(anchors.tokens)
-        table = self._looked_up(positions)
+        table = self._table.at(positions)
         mask = self._context_mask(anchors, x.dtype) if len(anchors.slots) > 1 else None
         rows, flat = anchors.slots.repeat_interleave(self.width), positions.flatten()
         length = anchors.max_position + self.width
         where = anchors.slots if anchors.slot_range is None else anchors.slot_range
         for layer, store in zip(self._layers, self.slots, strict=True):
 
-            def join(keys: Tensor, values: Tensor, store: SlotStore = store) -> tuple[Tensor, Tensor]:
+            def attend(query: Tensor, keys: Tensor, values: Tensor, store: SlotStore = store) -> Tensor:
                 # The block lies where its committed tokens will, until ``extend`` replaces it.
                 store.write(rows, flat, torch.stack([keys, values], dim=2).flatten(0, 1))
                 both = store.read(where, length)
-                return both[:, :, 0], both[:, :, 1]
+                return grouped_attention(query, both[:, :, 0], both[:, :, 1], mask)
 
-            x = layer(x, table, join, mask)
+            x = layer(x, table, attend)
         return BlockState(hidden=self.norm(x[:, self.num_idle :]))
 
     def step(self, state: BlockState, k: int, previous: Tensor) -> Tensor:
@@ -159,22 +167,24 @@ class DFlashDrafter(Drafter[BlockState]):
     def block(self, batch: TokenBatch, features: Features, anchors: AnchorBlocks) -> Tensor:
         grid = AnchorGrid.of(anchors, len(batch.tokens))
         injected = self._inject(features.tapped)
-        context_table = self._table(batch.positions, injected.dtype)
+        head_dim, theta = self.info.head_dim, self.info.rope_theta
+        context_table = rotary_table(batch.positions, head_dim, theta, injected.dtype)
         x = self._block_input(batch.tokens[anchors.rows, anchors.columns])
         steps = torch.arange(self.width, device=x.device)
         positions = batch.positions[anchors.rows, anchors.columns][:, None] + steps
         x, positions = grid.scatter(x).flatten(1, 2), grid.scatter(positions).flatten(1, 2)
-        mask = additive_mask(self._seen(batch, grid), x.dtype)
-        table = self._table(positions, x.dtype)
+        mask = attention_mask(self._seen(batch, grid), self._layers[0].self_attn.heads_per_kv, x.dtype)
+        table = rotary_table(positions, head_dim, theta, x.dtype)
         for layer in self._layers:
             context = layer.self_attn.keys_values(injected, context_table)
 
-            def join(
-                keys: Tensor, values: Tensor, context: tuple[Tensor, Tensor] = context
-            ) -> tuple[Tensor, Tensor]:
-                return torch.cat([context[0], keys], dim=1), torch.cat([context[1], values], dim=1)
+            def attend(
+                query: Tensor, keys: Tensor, values: Tensor, context: tuple[Tensor, Tensor] = context
+            ) -> Tensor:
+                keys, values = torch.cat([context[0], keys], dim=1), torch.cat([context[1], values], dim=1)
+                return grouped_attention(query, keys, values, mask)
 
-            x = layer(x, table, join, mask)
+            x = layer(x, table, attend)
         drafted = x.unflatten(1, (grid.width, self.width))[:, :, self.num_idle :]
         return grid.gather(self.norm(drafted))
 
@@ -182,21 +192,18 @@ class DFlashDrafter(Drafter[BlockState]):
         """Nothing to do: a slot's next request overwrites it."""
 
     def _context_mask(self, anchors: Anchors, dtype: torch.dtype) -> Tensor:
-        """Additive ``[R, 1, heads per kv head * slots, keys]``: what lies before each block's end."""
+        """What lies before each block's end."""
         ends = anchors.positions[:, None] + self.width
         seen = torch.arange(anchors.max_position + self.width, device=ends.device) < ends
-        return additive_mask(seen, dtype)[:, None, None].expand(-1, 1, self.repeats * self.width, -1)
+        heads = self._layers[0].self_attn.heads_per_kv * self.width  # all slots of a block see the same
+        return attention_mask(seen[:, None], heads, dtype)
 
     def _seen(self, batch: TokenBatch, grid: AnchorGrid) -> Tensor:
-        """Bool ``[S, 1, heads per kv head * Q, L + Q]``, Q slots a row: its context, and its own block."""
+        """Bool ``[S, Q, L + Q]``, Q slots a row: its context, and its own block."""
         context = grid.context(batch).repeat_interleave(self.width, dim=1)
         block = torch.arange(grid.width * self.width, device=context.device) // self.width
         own = (block[:, None] == block).expand(grid.num_rows, -1, -1)
-        return torch.cat([context, own], dim=-1)[:, None].repeat(1, 1, self.repeats, 1)
-
-    def _looked_up(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self._decode_table
-        return cos[positions], sin[positions]
+        return torch.cat([context, own], dim=-1)
 
     def _inject(self, tapped: Tensor) -> Tensor:
         return self.hidden_norm(self.fc(tapped.to(self.fc.weight.dtype)))
@@ -206,17 +213,6 @@ class DFlashDrafter(Drafter[BlockState]):
         block = torch.full((len(tokens), self.width), self.mask_token_id, device=tokens.device)
         block[:, 0] = tokens
         return embedding(block, self.info.embedding).to(self.fc.weight.dtype) * self.info.embedding_scale
-
-    def _table(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        cos, sin = rotary(positions, self.info.head_dim, self.info.rope_theta, dtype)
-        return cos[..., None, :], sin[..., None, :]
-
-
-@torch.no_grad()
-def _pass_through(weight: Tensor, size: int) -> None:
-    """Start ``fc`` close to handing on the deepest tapped layer, which learns faster than noise."""
-    weight.mul_(0.1)
-    weight[:, -size:] += torch.eye(size)
 
 
 def _mask_token(config: DFlashConfig, context: BuildContext) -> int:

@@ -8,7 +8,9 @@ from torch import Tensor
 from deepspec.exact.law import all_blocks
 from deepspec.exact.properties import EXACT, Finding, Subject
 from deepspec.exact.rows import Rows
-from deepspec.interfaces import LengthPolicy
+from deepspec.exact.toy import ToyTarget
+from deepspec.interfaces import LengthPolicy, Proposer
+from deepspec.strategy import Parts
 from deepspec.types import AnchorBlocks, Load, TokenBatch
 
 #: float64 through a drafter's layers, whose rotary tables and norms may be float32.
@@ -25,6 +27,8 @@ def confidence(subject: Subject) -> Finding:
         if parts.head.confidence not in _CONFIDENCES:
             allowed = ", ".join(_CONFIDENCES)
             return _broken(f"head.confidence is {parts.head.confidence!r}; allowed are {allowed}")
+        if isinstance(parts.drafter, Proposer):
+            return _holds("a model-free drafter gives none, and the policy reads none")
         vocab, num_draft = parts.drafter.readout().weight.shape[0], parts.drafter.context.draft_length
         blocks = all_blocks(vocab, num_draft)
         found = Rows(target, parts, [[0, 2, 1]] * len(blocks)).draft(blocks).drafted.confidence
@@ -128,6 +132,8 @@ def head_block(subject: Subject) -> Finding:
     worst = 0.0
     for seed in range(2):
         target, parts = subject.build(4, 3, seed)
+        if isinstance(parts.drafter, Proposer):
+            return _holds("the head has nothing to correct: a model-free drafter has no hidden states")
         head, num_draft = parts.head, parts.drafter.context.draft_length
         generator = torch.Generator().manual_seed(seed)
         hidden = torch.randn(
@@ -152,6 +158,8 @@ def drafter_block(subject: Subject) -> Finding:
     """The drafter's training pass is its decoding steps with the labels as samples, after a rollback."""
     target, parts = subject.build(4, 3, 0)
     drafter = parts.drafter
+    if isinstance(drafter, Proposer):
+        return _proposals(target, parts)
     if not drafter.trainable:
         return _holds("the drafter has nothing to train")
     num_draft = drafter.context.draft_length
@@ -164,9 +172,8 @@ def drafter_block(subject: Subject) -> Finding:
         rows = Rows(target, parts, [context[:-2]], num_rounds=2)
         wrong = (_rows_of(ids, labels[None]) + 1) % len(ids)
         wrong[:, 0] = _rows_of(ids, torch.tensor(context[-2]))
-        draft = rows.draft(wrong).draft
-        rows.verify_rows(draft)
-        rows.commit(draft, torch.tensor([1]), torch.tensor(context[-1:]))
+        rows.draft(wrong)
+        rows.accept_one(torch.tensor([context[-2:]]))
         worst = max(worst, _difference(rows.hidden(labels[None])[0], expected))
     return Finding(
         error=worst,
@@ -174,6 +181,40 @@ def drafter_block(subject: Subject) -> Finding:
         holds=f"block() equals step() after a rollback ({len(trained)} anchors in three documents)",
         broken="block(), which is trained, is not step() with the same tokens, which decodes, or step() "
         "still sees what was rolled back: validation looks good and few drafts are accepted",
+    )
+
+
+def _proposals(target: ToyTarget, parts: Parts) -> Finding:
+    """What a model-free drafter proposes after a text is a function of that text alone."""
+    generator = torch.Generator().manual_seed(0)
+    vocab, num_draft = target.info.vocab_size, parts.drafter.context.draft_length
+    lengths = torch.randint(3, 16, (24,), generator=generator).tolist()
+    after = [torch.randint(0, vocab, (length,), generator=generator).tolist() for length in lengths]
+
+    def proposed(rows: Rows) -> list[list[int]]:
+        drafted = rows.draft(torch.zeros(rows.num, num_draft, dtype=torch.int64)).drafted
+        pairs = zip(drafted.draft.tokens.tolist(), drafted.lengths.tolist(), strict=True)
+        return [tokens[:length] for tokens, length in pairs]
+
+    alone = [proposed(Rows(target, parts, [text]))[0] for text in after]
+    together = Rows(target, parts, after, num_rounds=2)
+    ways = {"beside others": proposed(together), "asked twice": proposed(together)}
+    together.restart(after[::-1])
+    ways["in a used slot"] = proposed(together)[::-1]
+    rolled = Rows(target, parts, [text[:-2] for text in after], num_rounds=2)
+    proposed(rolled)
+    rolled.accept_one(torch.tensor([text[-2:] for text in after]))
+    ways["after a rollback"] = proposed(rolled)
+    wrong = [name for name, found in ways.items() if found != alone]
+    if wrong:
+        return _broken(
+            f"another proposal for the same text {' and '.join(wrong)}: it depends on more than the "
+            "request's own text, so that a request's tokens depend on its neighbours and on what was refused, "
+            "and a seed does not give the same text again"
+        )
+    return _holds(
+        f"nothing to train; the same proposal for the same text {', '.join(ways)} ({len(after)} texts, "
+        f"{sum(map(bool, alone))} of which have one)"
     )
 
 

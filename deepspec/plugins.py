@@ -57,10 +57,15 @@ def create_plugin_manager(*, entry_points: bool = True) -> pluggy.PluginManager:
 
 
 def register(manager: pluggy.PluginManager, plugin: object, *, name: str) -> None:
-    """Add one plugin; raises PluginError for a name taken twice, a misspelled hook or wrong arguments."""
+    """Add one plugin.
+
+    Raises PluginError for a name taken twice, another hook API, a misspelled hook or wrong arguments.
+    """
     if manager.has_plugin(name):
         other = _module_name(manager.get_plugin(name))
         raise PluginError(f"two plugins are named {name!r}: {other} and {_module_name(plugin)}; rename one")
+    if problem := hookspecs.check_hook_api(plugin, name):
+        raise PluginError(f"plugin {name!r}: {problem}{_how_to_skip(name)}")
     try:
         manager.register(plugin, name=name)
         manager.check_pending()

@@ -47,7 +47,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("check")(check.check)
 app.command("runs")(runs.runs)
-app.command("plugins")(plugins.plugins)
+app.add_typer(plugins.app, name="plugins")
 app.add_typer(config.app, name="config")
 app.command("doctor")(doctor.doctor)
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(
     path
-    for folder in ("deepspec", "strategies", "benchmarks", "tests")
+    for folder in ("deepspec", "strategies", "plugins", "examples", "benchmarks", "tests")
     for path in (ROOT / folder).rglob("*.py")
 )
 FUNCTION_LINES, FILE_LINES, TEST_FILE_LINES = 60, 320, 480

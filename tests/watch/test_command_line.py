@@ -48,6 +48,9 @@ BAD_INPUT = [
     ["generate", "--prompt", "a", "--top-p", "0"],
     ["runs", "nowhere"],
     ["config", "show", "--set", "sed=3"],
+    ["plugins", "nwe", "two-back"],
+    ["plugins", "new", "Two_Back"],
+    ["plugins", "new", "markov"],
 ]
 
 

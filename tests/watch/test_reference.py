@@ -27,7 +27,8 @@ Made of the code by `UPDATE_SNAPSHOTS=1 make test`; a test compares the two.
 ## Hooks
 
 A plugin is a module that an entry point of the group `deepspec` names. It implements some of these
-functions, each marked with `@deepspec.hookimpl`. The hook API is version {version} (`deepspec.HOOK_API`).
+functions, each marked with `@deepspec.hookimpl`. The hook API is version {version} (`deepspec.HOOK_API`);
+[what that means](plugins.md#hook_api). `deepspec plugins new NAME` writes a plugin to start from.
 """
 KEYS = """
 ## Configuration

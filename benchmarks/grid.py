@@ -22,7 +22,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """How much of a grid one run does."""
     parser.add_argument("--cells", type=int, metavar="N", help="stop after N cells")
     parser.add_argument("--minutes", type=float, help="begin no cell that would probably end later than this")
-    parser.add_argument("--fresh", action="store_true", help="begin a new record, in the place of one of today")
+    parser.add_argument(
+        "--fresh", action="store_true", help="begin a new record, in the place of one of today"
+    )
 
 
 def run_grid(

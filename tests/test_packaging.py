@@ -130,6 +130,7 @@ def test_the_wheel_installed_elsewhere_runs(built: Built, tmp_path: Path) -> Non
     assert {row["name"] for row in json.loads(run(script, "plugins", "--json"))} >= {"core", "dspark"}
     assert run(script, "generate", "--prompt", "import os", "--max-tokens", "4", "--seed", "1", "--quiet")
     assert json.loads(run(script, "check", "dspark", "--json"))["passed"]
+    assert "a working plugin" in run(script, "plugins", "new", "two-back", "--out", str(tmp_path / "made"))
     assert list(empty.iterdir()) == []
 
 

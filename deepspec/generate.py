@@ -14,8 +14,10 @@ from deepspec.errors import ConfigError
 from deepspec.resources import memory
 
 if TYPE_CHECKING:
+    from deepspec.composed import Composed
     from deepspec.engine import SamplingParams, TokenEvent
     from deepspec.runs import Run
+    from deepspec.strategy import Strategy
 
 #: What a decoder puts in the place of bytes that are no character (yet).
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -63,9 +65,10 @@ class TextStream:
 
 
 def generate(
-    run: Run | str | Path,
+    run: Run | Composed | Strategy | str | Path,
     prompt: str,
     *,
+    target: str | None = None,
     params: SamplingParams | None = None,
     plain: bool = False,
     device: str | None = None,
@@ -73,19 +76,21 @@ def generate(
     """Yield pieces of the continuation of ``prompt`` as they are decoded.
 
     Args:
-        run: a loaded run, a run folder, or ``demo``.
+        run: a loaded run, a run folder, ``demo``, or a strategy that needs no training.
+        target: the model that a strategy drafts for, the demo target when None; a run has its own.
         prompt: text, taken as it is (no chat template), in tokens as evaluation's raw prompts are.
         params: sampling; temperature 1 and 128 tokens when None.
         plain: decode with the target alone.
-        device: where to load ``run`` when it is a folder.
+        device: where to load ``run`` unless it is loaded.
 
     Raises:
-        ConfigError: an empty prompt. CheckpointError, TargetError: a run that cannot be loaded.
+        ConfigError: an empty prompt, a strategy that needs training.
+        CheckpointError, TargetError: a run or target that cannot be loaded.
         ResourceError: memory ran out.
     """
-    from deepspec.runs import load
+    from deepspec.composed import opened
 
-    loaded = load(run, device=device) if isinstance(run, str | Path) else run
+    loaded = opened(run, target=target, device=device)
     stream = TextStream(loaded.target.tokenizer)
     for event in token_events(loaded, prompt, params=params, plain=plain):
         for token in event.tokens:
@@ -96,7 +101,7 @@ def generate(
 
 
 def token_events(
-    run: Run, prompt: str, *, params: SamplingParams | None = None, plain: bool = False
+    run: Run | Composed, prompt: str, *, params: SamplingParams | None = None, plain: bool = False
 ) -> Iterator[TokenEvent]:
     """The engine's events for one prompt; raises what :func:`generate` does."""
     from deepspec.data import encode_prompt

@@ -20,6 +20,7 @@ from deepspec.cli.console import (
     stderr,
     stdout,
 )
+from deepspec.cli.subject import OptionFlag, RunArgument, TargetFlag, UntrainedFlag, open_subject
 from deepspec.paths import DEMO
 
 if TYPE_CHECKING:
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
 
 
 def generate(
-    run: Annotated[
-        str,
-        typer.Argument(metavar="RUN", help="A run folder, or `demo`, the drafter that ships with DeepSpec."),
-    ] = DEMO,
+    run: RunArgument = None,
     *,
+    strategy: UntrainedFlag = None,
+    target: TargetFlag = None,
+    set_: OptionFlag = None,
     prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="What to continue.")] = None,
     file: Annotated[
         str | None, typer.Option("--file", metavar="FILE", help="A file to continue; - is standard input.")
@@ -56,17 +57,27 @@ def generate(
     quiet: QuietFlag = False,
     verbose: VerboseFlag = 0,
 ) -> None:
-    """Continue a text with a run's drafter and target; the prompt comes from --prompt, --file or stdin."""
+    """Continue a text with the demo drafter, a run's, or one that needs no training.
+
+    The prompt comes from --prompt, --file or stdin.
+    """
     set_up_logging(quiet=quiet, verbose=verbose)
     text = _prompt(prompt, file)
     from deepspec.engine import SamplingParams
     from deepspec.generate import token_events
-    from deepspec.runs import load
 
     params = SamplingParams(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, max_tokens=max_tokens
     )
-    loaded = load(run, device=device, target_device=target_device, trust_remote_code=trust_remote_code)
+    loaded = open_subject(
+        DEMO if run is None and strategy is None else run,
+        strategy,
+        target=target,
+        sets=set_,
+        device=device,
+        target_device=target_device,
+        trust_remote_code=trust_remote_code,
+    )
     recording = _Recording(token_events(loaded, text, params=params, plain=plain))
     tokenizer = loaded.target.tokenizer
     if json:

@@ -171,11 +171,11 @@ def _as_begun(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def _start_from_target(parts: Parts, target: Target, *, is_required: bool) -> None:
-    copied = copy_target_layers(parts.drafter, target)
+    copied = 0 if parts.drafter.pretrained else copy_target_layers(parts.drafter, target)
     if is_required and not copied:
         raise ConfigError(
-            "train.init_from_target: this drafter's layers have other names or shapes than the target's; "
-            "set it to false"
+            "train.init_from_target: this drafter's layers have weights already, or other names or shapes than "
+            "the target's; set it to false"
         )
     logger.info("%d tensors of the drafter start from the target's", copied)
 
@@ -183,7 +183,8 @@ def _start_from_target(parts: Parts, target: Target, *, is_required: bool) -> No
 def _check_fit(config: RunConfig, target: Target, parts: Parts) -> None:
     if not parts.drafter.trainable:
         raise ConfigError(
-            f"drafter {parts.drafter.name!r} has no weights to train; use it with `deepspec eval` as it is"
+            f"drafter {parts.drafter.name!r} has no weights to train; measure it as it is: "
+            f"deepspec eval --strategy {parts.strategy.name}"
         )
     if config.data.sequence_length > target.info.max_positions:
         raise ConfigError(

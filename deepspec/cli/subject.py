@@ -1,0 +1,65 @@
+"""What a command decodes with: a run, or with ``--strategy`` a strategy that needs no training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from deepspec.composed import Composed
+    from deepspec.runs import Run
+
+RunArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="RUN", help="A run folder, or `demo`, the drafter that ships with DeepSpec."),
+]
+UntrainedFlag = Annotated[
+    str | None,
+    typer.Option("--strategy", metavar="NAME", help="Instead of a run, a strategy that needs no training."),
+]
+TargetFlag = Annotated[
+    str | None,
+    typer.Option("--target", metavar="NAME", help="With --strategy: `demo`, a Hugging Face name, a folder."),
+]
+OptionFlag = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="With --strategy: any value, as in draft_length=5."),
+]
+
+
+def open_subject(
+    run: str | None,
+    strategy: str | None,
+    *,
+    target: str | None,
+    sets: Sequence[str] | None,
+    device: str | None,
+    target_device: str | None,
+    trust_remote_code: bool,
+) -> Run | Composed:
+    """Load the one that was given; raises ConfigError when both or none were."""
+    from deepspec.composed import compose
+    from deepspec.errors import ConfigError
+    from deepspec.layers import resolve
+    from deepspec.runs import load
+
+    if run is not None and strategy is not None:
+        raise ConfigError(f"RUN {run!r} and --strategy {strategy!r} were both given; give one of the two")
+    if run is None and strategy is None:
+        raise ConfigError(
+            "give RUN, a run folder or `demo` (`deepspec runs` lists what there is), or --strategy NAME, "
+            "a strategy that needs no training"
+        )
+    if run is not None:
+        if target is not None or sets:
+            raise ConfigError("--target and --set go with --strategy; a run has its own target and settings")
+        return load(run, device=device, target_device=target_device, trust_remote_code=trust_remote_code)
+    flags = {
+        "target.name": target,
+        "target.device": target_device,
+        "target.trust_remote_code": trust_remote_code or None,
+        "device": device,
+    }
+    return compose(resolve(strategy, flags=flags, sets=sets or ()).config())

@@ -18,6 +18,7 @@ from deepspec import hookspecs, interfaces, nn, types
 from deepspec.errors import PluginError
 from deepspec.evaluate import EvalTask
 from deepspec.plugins import create_plugin_manager, register
+from deepspec.target import ModelSource, PackedDecoder
 from deepspec.train import GradedRows, ObjectiveTerm
 from tests.command_line import run
 from tests.watch.snapshot import SNAPSHOTS, check_snapshot
@@ -98,7 +99,8 @@ def contract() -> Iterator[str]:
     found = [
         value for module in (interfaces, types) for name, value in vars(module).items() if name[0] != "_"
     ]
-    found += [*(getattr(nn, name) for name in nn.__all__), ObjectiveTerm, GradedRows, EvalTask]
+    found += [*(getattr(nn, name) for name in nn.__all__), PackedDecoder, ModelSource]
+    found += [ObjectiveTerm, GradedRows, EvalTask]
     for value in dict.fromkeys(value for value in found if callable(value)):
         if value.__module__.startswith("deepspec."):
             yield from describe(value)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deepspec.engine import Engine, SamplingParams
     from deepspec.errors import DeepSpecError
-    from deepspec.evaluate import evaluate
+    from deepspec.evaluate import compare, evaluate
     from deepspec.generate import generate
     from deepspec.hookspecs import HOOK_API, hookimpl
     from deepspec.runs import load
@@ -32,6 +32,7 @@ __all__ = [
     "SamplingParams",
     "Strategy",
     "__version__",
+    "compare",
     "evaluate",
     "generate",
     "hookimpl",
@@ -46,6 +47,7 @@ _HOMES = {
     "Engine": "deepspec.engine",
     "SamplingParams": "deepspec.engine",
     "Strategy": "deepspec.strategy",
+    "compare": "deepspec.evaluate",
     "evaluate": "deepspec.evaluate",
     "generate": "deepspec.generate",
     "hookimpl": "deepspec.hookspecs",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +85,7 @@ def load(
     device: str | None = None,
     target_device: str | None = None,
     trust_remote_code: bool = False,
+    target: Target | None = None,
 ) -> Run:
     """Load the newest checkpoint of a run folder, or the shipped drafter ``demo``, with its target.
 
@@ -96,6 +97,7 @@ def load(
         target_device: where the target goes when it is not to share ``device``.
         trust_remote_code: whether the target's own Python code may run; a run folder may be somebody
             else's, so what its configuration says of this does not count.
+        target: the run's target, when it is loaded already.
 
     Raises:
         CheckpointError: no run there, a newer format, unreadable weights, or another target than it was
@@ -107,24 +109,68 @@ def load(
     from deepspec.train.assemble import assemble
     from deepspec.train.checkpoint import read_weights
 
-    folder = asset("demo-drafter") if str(run) == DEMO else Path(run)
-    checkpoint = newest_checkpoint(folder)
-    state = None if checkpoint is None else read_state(checkpoint)  # its format first: a newer one may
+    folder = run_folder(run)
+    checkpoint, state = _newest_state(folder)  # its format first: a newer one may
     config = read_config(folder)  # have settings that this version does not know
-    if checkpoint is None or state is None:
-        raise CheckpointError(
-            f"{folder} has no complete checkpoint; go on with: deepspec train --resume --out {folder}"
-        )
     place = resolve_device(device)
     changes = {"device": target_device, "trust_remote_code": trust_remote_code}
     built = pinned(config, state)
-    target = load_target(built.target.model_copy(update=changes), device=str(place))
+    target = target or load_target(built.target.model_copy(update=changes), device=str(place))
     check_target(state, target, folder)
     parts = assemble(built.strategy, target, device=place, dtype=target.dtype, seed=config.seed)
     read_weights(checkpoint, parts)
     parts.modules().eval()
     cost = TrainingCost.of_state(state)
     return Run(path=folder, config=config, target=target, parts=parts, step=int(state["step"]), cost=cost)
+
+
+def load_all(
+    runs: Sequence[Run | str | Path],
+    *,
+    device: str | None = None,
+    target_device: str | None = None,
+    trust_remote_code: bool = False,
+) -> list[Run]:
+    """Load several runs of one target, which is loaded once; what is loaded already stays as it is.
+
+    Raises ConfigError, before anything is loaded, when there is none, one is given twice, or they were
+    trained for different targets; else as :func:`load`.
+    """
+    _check_together(runs)
+    options = {"device": device, "target_device": target_device}
+    loaded: list[Run] = []
+    for run in runs:
+        target = loaded[0].target if loaded else None
+        loaded.append(
+            run
+            if isinstance(run, Run)
+            else load(run, trust_remote_code=trust_remote_code, target=target, **options)
+        )
+    return loaded
+
+
+def _check_together(runs: Sequence[Run | str | Path]) -> None:
+    """Raise ConfigError unless these are runs of one target, each given once."""
+    if not runs:
+        raise ConfigError(f"no run was given; give run folders, or {DEMO!r}")
+    targets: dict[Path, dict[str, Any]] = {}
+    for run in runs:
+        folder = run.path if isinstance(run, Run) else run_folder(run)
+        if folder.absolute() in targets:
+            raise ConfigError(f"run {folder} is given twice; give each once")
+        found = target_record(run.target) if isinstance(run, Run) else _newest_state(folder)[1]["target"]
+        targets[folder.absolute()] = found
+    (first, wanted), *others = targets.items()
+    for folder, found in others:
+        if found["fingerprint"] != wanted["fingerprint"]:
+            sides = ((first, wanted), (folder, found))
+            said = [f"{path} is for {one['name']!r} ({one['fingerprint'][:8]})" for path, one in sides]
+            raise ConfigError(f"the runs' targets differ: {' and '.join(said)}; give runs of one target")
+
+
+def run_folder(run: str | Path) -> Path:
+    """Where a run lies: the folder itself, or what ships when it is ``demo``."""
+    return asset("demo-drafter") if str(run) == DEMO else Path(run)
 
 
 def list_runs(root: str | Path) -> list[RunSummary]:
@@ -174,6 +220,16 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{path} lacks {missing[0]!r}; the checkpoint is damaged")
     return state
+
+
+def _newest_state(folder: Path) -> tuple[Path, dict[str, Any]]:
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
+        read_config(folder)  # says so when there is no run at all
+        raise CheckpointError(
+            f"{folder} has no complete checkpoint; go on with: deepspec train --resume --out {folder}"
+        )
+    return checkpoint, read_state(checkpoint)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:

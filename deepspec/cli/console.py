@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 #: Wide enough that tables are not cut where nobody sees a terminal.
@@ -54,8 +54,8 @@ def stderr() -> Console:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A plain table whose cells are shown as they are (brackets are no markup)."""
-    made = Table(*columns, box=None, pad_edge=False)
+    """A plain table whose cells are shown as they are (brackets are no markup) and whole."""
+    made = Table(*(Column(name, overflow="fold") for name in columns), box=None, pad_edge=False)
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
     return made

@@ -17,6 +17,17 @@ from deepspec.cli.console import (
     set_up_logging,
     stdout,
 )
+from deepspec.cli.measuring import (
+    BatchFlag,
+    MaxTokensFlag,
+    NumPromptsFlag,
+    SeedFlag,
+    TaskFileFlag,
+    TasksFlag,
+    TemperatureFlag,
+    given_settings,
+    joined,
+)
 
 
 def evaluate(
@@ -25,22 +36,13 @@ def evaluate(
         typer.Argument(metavar="RUN", help="A run folder, or `demo`, the drafter that ships with DeepSpec."),
     ],
     *,
-    tasks: Annotated[
-        list[str] | None, typer.Option("--tasks", metavar="NAMES", help="Separated by commas, or repeated.")
-    ] = None,
-    task_file: Annotated[
-        list[str] | None,
-        typer.Option("--task-file", metavar="NAME=FILE", help="Prompts of your own, JSONL; repeatable."),
-    ] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", help="0 is greedy.")] = None,
-    batch: Annotated[
-        int | None, typer.Option("--batch", metavar="N", help="Requests decoded together.")
-    ] = None,
-    num_prompts: Annotated[int | None, typer.Option("--num-prompts", metavar="N", help="Per task.")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", metavar="N", help="New tokens a prompt.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of the sampling.")] = None,
+    tasks: TasksFlag = None,
+    task_file: TaskFileFlag = None,
+    temperature: TemperatureFlag = None,
+    batch: BatchFlag = None,
+    num_prompts: NumPromptsFlag = None,
+    max_tokens: MaxTokensFlag = None,
+    seed: SeedFlag = None,
     against_transformers: Annotated[
         bool, typer.Option("--against-transformers", help="Also time transformers' generate.")
     ] = False,
@@ -55,32 +57,24 @@ def evaluate(
     set_up_logging(quiet=quiet, verbose=verbose)
     import deepspec
     from deepspec.cli.report import result_table
-    from deepspec.config import EvalConfig
-    from deepspec.evaluate.tasks import split_task_file
-    from deepspec.validation import validate
 
-    names = [name.strip() for given in tasks or [] for name in given.split(",") if name.strip()]
-    flags = {
-        "tasks": tuple(names) or None,
-        "temperature": temperature,
-        "batch": batch,
-        "num_prompts": num_prompts,
-        "max_tokens": max_tokens,
-        "seed": seed,
-    }
-    given = {key: value for key, value in flags.items() if value is not None}
-    for file in task_file or ():
-        split_task_file(file)  # a wrong form is refused before anything is loaded
-    validate(EvalConfig, given, "eval")
+    given = given_settings(
+        tasks,
+        task_file,
+        temperature=temperature,
+        batch=batch,
+        num_prompts=num_prompts,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
     loaded = deepspec.load(
         run, device=device, target_device=target_device, trust_remote_code=trust_remote_code
     )
-    settings = validate(EvalConfig, {**loaded.config.eval.model_dump(), **given}, "eval")
     report = deepspec.evaluate(
         loaded,
-        tasks=names or None,
+        tasks=given.get("tasks"),
         task_files=task_file or (),
-        config=settings,
+        config=joined(loaded.config.eval, given),
         against_transformers=against_transformers,
     )
     if json:

@@ -56,8 +56,7 @@ def evaluate(
     loaded = run if isinstance(run, Run) else load(run)
     settings = config or loaded.config.eval
     target, parts = loaded.target, for_decoding(loaded.parts, loaded.target)
-    names = [*(tasks if tasks is not None else () if task_files else settings.tasks), *task_files]
-    prompts = collect_prompts(names, target, settings)
+    prompts = collect_prompts(task_names(tasks, task_files, settings), target, settings)
     everything = [prompt for found in prompts.values() for prompt in found]
     with memory(lambda: needs_memory(settings)):
         by_task = {name: decode_rounds(target, parts, found, settings) for name, found in prompts.items()}
@@ -69,6 +68,12 @@ def evaluate(
             against_transformers=against_transformers,
         )
     return make_report(target, parts, settings, by_task, speed)
+
+
+def task_names(tasks: Sequence[str] | None, task_files: Sequence[str], config: EvalConfig) -> list[str]:
+    """What to measure on: what was given, else what the configuration names."""
+    given = tasks if tasks is not None else () if task_files else config.tasks
+    return [*given, *task_files]
 
 
 def needs_memory(config: EvalConfig) -> str:

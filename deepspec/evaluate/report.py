@@ -66,7 +66,7 @@ class EvalReport:
             "temperature": self.temperature,
             "num_prompts": self.num_prompts,
             "num_rounds": self.num_rounds,
-            "accepted_length": {"mean": _mean(self.accepted_length), "ci95": _ci95(self.accepted_length)},
+            "accepted_length": as_json(self.accepted_length),
             "conditional_acceptance": list(self.rates.conditional),
             "survival": list(self.rates.survival),
             "counts": {"observed": list(self.rates.observed), "accepted": list(self.rates.accepted)},
@@ -80,20 +80,20 @@ class EvalReport:
             "target_ms": self.target_ms,
             "tasks": {
                 name: {
-                    "accepted_length": _mean(task.accepted_length),
-                    "ci95": _ci95(task.accepted_length),
+                    "accepted_length": found["mean"],
+                    "ci95": found["ci95"],
                     "num_prompts": task.num_prompts,
                 }
                 for name, task in self.tasks.items()
+                for found in [as_json(task.accepted_length)]
             },
             "device": self.device,
             "versions": dict(self.versions),
         }
 
 
-def _mean(interval: Interval | None) -> float | None:
-    return None if interval is None else interval.mean
-
-
-def _ci95(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [interval.low, interval.high]
+def as_json(interval: Interval | None) -> dict[str, Any]:
+    """``{"mean", "ci95"}``, both None where nothing was measured."""
+    if interval is None:
+        return {"mean": None, "ci95": None}
+    return {"mean": interval.mean, "ci95": [interval.low, interval.high]}

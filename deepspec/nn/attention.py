@@ -25,7 +25,9 @@ class Attention(nn.Module):
 
     Args:
         size: width of the output. in_size: width of the input, the same when None.
-        eps: of the norms.
+        eps: of the norms. qk_norm: whether queries and keys are normed.
+        rotary_dim: how many of a head's numbers are rotated, the first ones; all when None.
+        gated: whether ``q_proj`` also gives each head's gate, whose sigmoid scales the head's output.
     """
 
     def __init__(
@@ -37,16 +39,21 @@ class Attention(nn.Module):
         eps: float,
         *,
         in_size: int | None = None,
+        qk_norm: bool = True,
+        rotary_dim: int | None = None,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         in_size = in_size or size
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
-        self.q_proj = nn.Linear(in_size, num_heads * head_dim, bias=False)
+        self.rotary_dim = rotary_dim or head_dim
+        self.gated = gated
+        self.q_proj = nn.Linear(in_size, num_heads * head_dim * (1 + gated), bias=False)
         self.k_proj = nn.Linear(in_size, num_kv_heads * head_dim, bias=False)
         self.v_proj = nn.Linear(in_size, num_kv_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(num_heads * head_dim, size, bias=False)
-        self.q_norm = RMSNorm(head_dim, eps)
-        self.k_norm = RMSNorm(head_dim, eps)
+        self.q_norm = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
 
     @property
     def heads_per_kv(self) -> int:
@@ -61,8 +68,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, table: Table, attend: Attend) -> Tensor:
         """``[..., in_size]`` to ``[..., size]``."""
-        query = self.q_norm(self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim)))
-        return self.o_proj(attend(apply_rotary(query, table), *self.keys_values(x, table)).flatten(-2))
+        query = self.q_proj(x).unflatten(-1, (self.num_heads, -1))
+        gate = None
+        if self.gated:
+            query, gate = query.chunk(2, dim=-1)
+        query = apply_rotary(self.q_norm(query), table)
+        out = attend(query, *self.keys_values(x, table))
+        return self.o_proj((out if gate is None else out * gate.sigmoid()).flatten(-2))
 
 
 class DecoderLayer(nn.Module):

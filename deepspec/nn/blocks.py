@@ -63,8 +63,10 @@ def rotary_table(positions: Tensor, head_dim: int, theta: float, dtype: torch.dt
 
 
 def apply_rotary(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate ``x``; cosines and sines broadcast against it."""
+    """Rotate ``x``, of a table narrower than that the first numbers; cosines and sines broadcast against it."""
     cos, sin = table
+    if (width := cos.shape[-1]) < x.shape[-1]:
+        return torch.cat([apply_rotary(x[..., :width], table), x[..., width:]], dim=-1)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 

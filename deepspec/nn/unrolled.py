@@ -53,7 +53,7 @@ class Unroll:
             self,
             stores=[SlotStore(num_slots, num_rows, shape, dtype=dtype, device=device) for _ in self.layers],
             starts=torch.zeros((num_slots, len(self.norm.weight)), dtype=dtype, device=device),
-            table=RotaryTable(num_rows, attention.head_dim, self.theta, dtype=dtype, device=device),
+            table=RotaryTable(num_rows, attention.rotary_dim, self.theta, dtype=dtype, device=device),
         )
 
     def block(self, batch: TokenBatch, features: Tensor, anchors: AnchorBlocks) -> Tensor:
@@ -128,7 +128,7 @@ class Unroll:
         return attention_mask(seen, self.layers[0].self_attn.heads_per_kv, dtype)
 
     def _table(self, positions: Tensor, dtype: torch.dtype) -> Table:
-        return rotary_table(positions, self.layers[0].self_attn.head_dim, self.theta, dtype)
+        return rotary_table(positions, self.layers[0].self_attn.rotary_dim, self.theta, dtype)
 
 
 @dataclass

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from deepspec.strategy import Parts, Strategy
 
-_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
+_LAYER = re.compile(r"((?:\w+\.\d+\.)?)layers\.(\d+)\.(.+)")
 
 
 def assemble(
@@ -68,24 +68,26 @@ def for_decoding(parts: Parts, target: Target, manager: pluggy.PluginManager | N
 def copy_target_layers(drafter: nn.Module, target: Target) -> int:
     """Start the draft layers, ``layers.i.NAME``, and a final ``norm`` from the target's last ones.
 
+    So do those of each stack in a list of stacks, ``LIST.d.layers.i.NAME`` and ``LIST.d.norm``.
+
     Returns:
         How many tensors were copied. All or none: 0 when a draft layer's tensor has another name or shape.
     """
     decoder = target.model.get_decoder()
     own = drafter.state_dict()
     matches = {name: match for name in own if (match := _LAYER.fullmatch(name))}
-    depth = 1 + max((int(match.group(1)) for match in matches.values()), default=0)
-    offset = target.info.num_layers - depth
-    pairs = [
-        (own[name], _start_value(decoder.layers[offset + int(match.group(1))], match.group(2)))
-        for name, match in matches.items()
-        if offset >= 0
-    ]
+    depths: dict[str, int] = {}
+    for match in matches.values():
+        depths[match.group(1)] = max(depths.get(match.group(1), 0), 1 + int(match.group(2)))
+    pairs = []
+    for name, match in matches.items():
+        number = target.info.num_layers - depths[match.group(1)] + int(match.group(2))
+        pairs.append((own[name], _start_value(decoder.layers[number], match.group(3)) if number >= 0 else None))
     if any(source is None or source.shape != tensor.shape for tensor, source in pairs):
         return 0
     final = _start_value(decoder, "norm.weight")
-    if pairs and final is not None and "norm.weight" in own and own["norm.weight"].shape == final.shape:
-        pairs.append((own["norm.weight"], final))
+    norms = [own[name] for prefix in depths if (name := f"{prefix}norm.weight") in own]
+    pairs += [(norm, final) for norm in norms if final is not None and final.shape == norm.shape]
     for tensor, source in pairs:
         tensor.copy_(source)
     return len(pairs)

@@ -119,6 +119,13 @@ def _policy_problem(
     for other in (conditional, torch.full_like(conditional, 1e-3), random(), random()):
         changed = torch.where(unseen, other, conditional).cumprod(dim=1)
         if not torch.equal(policy.lengths(changed, drafted, load), lengths):
+            again = (policy.lengths(conditional.cumprod(dim=1), drafted, load) for _ in range(8))
+            if not all(torch.equal(lengths, found) for found in again):
+                return (
+                    "asked again about the same confidences it gives other verify lengths: it draws them, or "
+                    "remembers what it saw, so that a seed does not give the same text again, and what it "
+                    "remembers of refused tokens may bias the output"
+                )
             return (
                 "the same confidences up to each request's first refused position give other verify lengths: "
                 "what lies past that position depends on the tokens that are judged, so that a token's own "
@@ -209,8 +216,8 @@ def _proposals(target: ToyTarget, parts: Parts) -> Finding:
     if wrong:
         return _broken(
             f"another proposal for the same text {' and '.join(wrong)}: it depends on more than the "
-            "request's own text, so that a request's tokens depend on its neighbours and on what was refused, "
-            "and a seed does not give the same text again"
+            "request's own text, so that its tokens depend on its neighbours and on what was refused, and a "
+            "seed does not give the same text again"
         )
     return _holds(
         f"nothing to train; the same proposal for the same text {', '.join(ways)} ({len(after)} texts, "

@@ -6,6 +6,8 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from deepspec.exact.law import Strings, all_blocks, one_request, two_requests
 from deepspec.exact.noise import NoBoxesError, VerdictCutter, shared_noise
@@ -19,6 +21,7 @@ from deepspec.sampling import SamplingParams, batch_sampling
 from deepspec.strategy import Strategy
 from deepspec.types import Draft, Load, TargetRows
 from tests.exact.made_parts import BlockVerifier, Peeks, Still, Told, built, constant_target
+from tests.exact_statistics.compositions import THOROUGH
 
 CPU = torch.device("cpu")
 
@@ -60,6 +63,25 @@ def test_every_verifier_policy_and_head_keeps_the_law(verifier: str, policy: str
         target = ToyTarget(2, seed=seed)
         assert two_requests(target, random_parts(strategy, target, seed), ([0, 1], [1, 1, 0])).error <= EXACT
     assert max(lengths) == 2
+
+
+@settings(max_examples=150 if THOROUGH else 10)
+@given(
+    verifier=st.sampled_from(registered("verifier")),
+    threshold=st.floats(0, 1),
+    temperature=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+    seed=st.integers(0, 2**31),
+    prompts=st.tuples(*[st.lists(st.integers(0, 1), min_size=1, max_size=4)] * 2),
+)
+def test_any_weights_text_threshold_and_temperature_keep_the_law(
+    verifier: str, threshold: float, temperature: float, seed: int, prompts: tuple[list[int], list[int]]
+) -> None:
+    policy = {"type": "threshold", "threshold": threshold}
+    strategy = Strategy.named("dspark").replace(draft_length=2, policy=policy, verifier=verifier)
+    target = ToyTarget(3, seed=seed)
+    assert one_request(target, random_parts(strategy, target, seed), prompts[0], temperature).error <= EXACT
+    target = ToyTarget(2, seed=seed)
+    assert two_requests(target, random_parts(strategy, target, seed), prompts).error <= EXACT
 
 
 def test_laws_are_laws_and_errors_are_seen() -> None:

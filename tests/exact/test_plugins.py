@@ -11,9 +11,10 @@ from torch import Tensor
 
 from deepspec.exact.parts import ToyDrafter
 from deepspec.heads.markov import MarkovHead
-from deepspec.interfaces import Calibrator, HeadStep, Part, Readout
+from deepspec.interfaces import Calibrator, HeadStep, LengthPolicy, Part, Readout
 from deepspec.plugins import create_plugin_manager, register
 from deepspec.testing import Report, check_part, check_strategy
+from deepspec.types import Load
 from tests.exact import honest_plugin
 from tests.exact.made_parts import BlockVerifier, OneNoise, Peeks
 
@@ -79,6 +80,15 @@ class Raises(Calibrator):
         raise KeyError("lost")
 
 
+class Restless(LengthPolicy):
+    """Draws its lengths."""
+
+    name = "restless"
+
+    def lengths(self, survival: Tensor, drafted: Tensor, load: Load) -> Tensor:
+        return (torch.rand(len(drafted)) * (drafted + 1)).long()
+
+
 def failures(report: Report) -> dict[str, str]:
     return {found.name: found.detail for found in report.failures}
 
@@ -94,6 +104,7 @@ def failures(report: Report) -> dict[str, str]:
             "output is biased",
         ),
         (Peeks, "policy", "past that position depends on the tokens that are judged", "output is biased"),
+        (Restless, "policy", "asked again about the same confidences", "may bias the output"),
         (OneStepBehind, "head block", "block(), which is trained, is not step()", "few drafts are accepted"),
         (LooksAhead, "calibrator", "depends on other positions'", "output is biased"),
         (Backwards, "calibrator", "a higher confidence gives a lower acceptance", "prefers the worse drafts"),
@@ -107,7 +118,8 @@ def test_a_dishonest_part_is_refused_with_the_reason(
     report = check_part(part)
     assert not report.passed
     found = failures(report)
-    assert ("output law" in found) == (part in (OwnToken, TwoRowsOneToken, Peeks, LooksAhead))
+    assert ("output law" in found) == (part in (OwnToken, TwoRowsOneToken, Peeks, Restless, LooksAhead))
+    assert ("noise" in found) == (part in (OneNoise, Restless))
     assert what in found[name]
     assert why in found[name]
     with pytest.raises(AssertionError, match=f"{part.name} fails [0-9] properties\n"):

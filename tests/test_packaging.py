@@ -21,6 +21,8 @@ import deepspec
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
+#: What an sdist holds besides the packages.
+SHIPPED_PAGES = ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
 
 
 def packages_on_disk() -> set[str]:
@@ -58,8 +60,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     folder = tmp_path_factory.mktemp("built")
     source = folder / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in SHIPPED_PAGES:
         shutil.copy(ROOT / name, source)
+    (source / "tests").mkdir()
+    (source / "tests" / "test_it.py").touch()  # setuptools would take it along, without what it imports
     for part in SETUPTOOLS["package-dir"].values():
         shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
     code = "from setuptools.build_meta import build_sdist; build_sdist('..')"
@@ -101,12 +105,13 @@ def test_the_wheel_holds_the_modules_and_data_files_on_disk_and_nothing_else(bui
 def test_the_sdist_holds_the_same_and_makes_the_same_wheel(built: Built) -> None:
     with tarfile.open(built.sdist) as archive:
         held = {member.name.split("/", 1)[-1] for member in archive.getmembers() if member.isfile()}
-    assert {*shipped_on_disk().values(), "pyproject.toml", "README.md", "LICENSE"} <= held
+    made = {name for name in held if ".egg-info/" in name} | {"PKG-INFO", "setup.cfg"}
+    assert sorted(held - made) == sorted({*shipped_on_disk().values(), *SHIPPED_PAGES})
     assert names_in_wheel(built.wheel_of_sdist) == names_in_wheel(built.wheel)
 
 
-def test_the_wheel_is_small(built: Built) -> None:
-    assert built.wheel.stat().st_size < 25_000_000
+def test_what_is_published_is_small(built: Built) -> None:
+    assert max(path.stat().st_size for path in (built.wheel, built.sdist)) < 25_000_000
 
 
 def test_the_wheel_installed_elsewhere_runs(built: Built, tmp_path: Path) -> None:

@@ -14,16 +14,20 @@ import pytest
 ALLOWED_SKIPS = (r"needs a CUDA device, and this machine has none",)
 
 
-def refuse_network(connect: Any) -> Any:
-    """``socket.connect`` that reaches this machine alone."""
+def refuse_network(send: Any) -> Any:
+    """``connect`` or ``sendto`` (their last argument is the address) that reaches this machine alone."""
 
-    def guarded(self: socket.socket, address: Any) -> Any:
-        host = address[0] if isinstance(address, tuple) else "127.0.0.1"  # a path is a local socket
-        if not _is_loopback(host):
-            raise AssertionError(f"a test reached for {host}; tests use no network but this machine's own")
-        return connect(self, address)
+    def guarded(self: socket.socket, *args: Any) -> Any:
+        if isinstance(args[-1], tuple):  # a path is a local socket
+            _refuse(args[-1][0])
+        return send(self, *args)
 
     return guarded
+
+
+def _refuse(host: Any) -> None:
+    if host and not _is_loopback(host):
+        raise AssertionError(f"a test reached for {host}; tests use no network but this machine's own")
 
 
 def _is_loopback(host: str) -> bool:
@@ -33,10 +37,21 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def refuse_names(look_up: Any) -> Any:
+    """``socket.getaddrinfo`` that knows this machine alone: asking for a name is network, too."""
+
+    def guarded(host: Any, *args: Any, **kwargs: Any) -> Any:
+        _refuse(host)
+        return look_up(host, *args, **kwargs)
+
+    return guarded
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("connect", "connect_ex"):
+    for name in ("connect", "connect_ex", "sendto"):
         monkeypatch.setattr(socket.socket, name, refuse_network(getattr(socket.socket, name)))
+    monkeypatch.setattr(socket, "getaddrinfo", refuse_names(socket.getaddrinfo))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -14,6 +14,7 @@ import typer
 
 from deepspec import cli
 from deepspec.layers import resolve
+from tests.command_line import run
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("deepspec", "plugins", "strategies")
@@ -23,6 +24,8 @@ LINKED = sorted({*PAGES, *(page for name in FOLDERS for page in (ROOT / name).rg
 BLOCK = re.compile(
     r"^```(\w+)( no-run)?\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", flags=re.DOTALL | re.MULTILINE
 )
+#: Commands that need only what ships: no network, hours, run of the reader's, or plugin that a page writes.
+AT_ONCE = re.compile(r"deepspec (check|config|doctor|generate|plugins|runs)\b(?!.*(two-back|survival|runs/))")
 
 
 def name_of(path: Path) -> str:
@@ -79,6 +82,15 @@ def test_every_command_exists_with_its_options(line: str) -> None:
         context = command.make_context(program, list(words), parent=context)
         program, command, words = command.resolve_command(context, words)
     command.make_context(program, words, parent=context)
+
+
+@pytest.mark.parametrize("line", [line for line in shell_lines() if AT_ONCE.match(line)])
+def test_commands_that_need_only_what_ships_run(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = run(*shlex.split(line, comments=True)[1:])
+    assert ran.code == 0, ran.err
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "toml")], ids=name_of)

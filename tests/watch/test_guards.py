@@ -17,7 +17,18 @@ def test_the_network_is_refused(address: tuple[object, ...], connect: str) -> No
         getattr(made, connect)(address)
 
 
+def test_a_datagram_and_the_look_up_of_a_name_are_refused() -> None:
+    with (
+        socket.socket(type=socket.SOCK_DGRAM) as made,
+        pytest.raises(AssertionError, match="tests use no network"),
+    ):
+        made.sendto(b"", ("192.0.2.1", 80))
+    with pytest.raises(AssertionError, match=r"reached for example\.org"):
+        socket.getaddrinfo("example.org", 443)
+
+
 def test_this_machine_can_be_reached() -> None:
+    assert socket.getaddrinfo("localhost", 0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         socket.create_connection(server.getsockname()).close()
 

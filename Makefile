@@ -36,7 +36,8 @@ test-oldest:
 	$(OLDEST) -m pytest $(ARGS)
 
 bench: setup
-	$(BIN)/python benchmarks/bench.py; missed=$$?; $(BIN)/python benchmarks/training.py && exit $$missed
+	failed=0; for part in bench training divergence; do \
+	    $(BIN)/python benchmarks/$$part.py || failed=1; done; exit $$failed
 
 lint: setup
 	$(BIN)/python -m pip install -q -e ".[lint]" -c constraints.txt

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from deepspec import generate, plugins
+from deepspec import evaluate, generate, plugins
 from deepspec.composed import compose, opened
-from deepspec.config import RunConfig
+from deepspec.config import EvalConfig, RunConfig
 from deepspec.engine import SamplingParams
 from deepspec.errors import ConfigError
 from deepspec.hookspecs import PROJECT, hookimpl
 from deepspec.strategy import Strategy
 from tests.command_line import run
 from tests.exact.made_parts import Still
-from tests.tiny_runs import save_target, untrained_run
+from tests.tiny_runs import EVAL_KEYS, save_prompts, save_target, untrained_run
 
 NGRAM = Path(__file__).parents[1] / "plugins" / "deepspec-ngram"
 TEXT = "import os\nimport sys\nimport os\nimport"
@@ -73,6 +73,25 @@ def test_a_proposer_generates_what_plain_decoding_does_and_accepts_some_of_it() 
     assert found.json["text"] == plain.json["text"]
     assert found.json["accepted_length"] > plain.json["accepted_length"] == 1
     assert set(found.json) == set(plain.json)
+
+
+def test_a_proposer_is_measured_and_its_settings_can_be_set(tiny: Path, tmp_path: Path) -> None:
+    prompts = save_prompts(tmp_path / "mine.jsonl", [f"abcabc {n} abcabc" for n in range(3)])
+    words = ["--target", tiny, "--device", "cpu", "--task-file", f"mine={prompts}", "--json"]
+    sets = ["--set", "draft_length=2", "--set", "eval.max_tokens=12", "--set", "eval.temperature=0"]
+    ran = run("eval", "--strategy", "ngram", *words, *sets, "--num-prompts", "2")
+    assert ran.code == 0, ran.err
+    found = ran.json
+    assert set(found) >= EVAL_KEYS
+    assert (found["strategy"], found["target"], found["draft_length"]) == ("ngram", str(tiny), 2)
+    assert (found["temperature"], found["num_prompts"]) == (0, 2)
+    observed, accepted = found["counts"]["observed"], found["counts"]["accepted"]
+    assert accepted[0] <= observed[0] <= found["num_rounds"]
+    assert observed[0] > 0
+    changes = {"max_tokens": 12, "temperature": 0.0, "num_prompts": 2}
+    strategy = Strategy.named("ngram").replace(draft_length=2)
+    again = evaluate(strategy, target=str(tiny), tasks=[f"mine={prompts}"], config=EvalConfig(**changes))
+    assert again.to_json()["counts"] == found["counts"]
 
 
 def test_from_python_a_strategy_stands_for_itself(tiny: Path) -> None:

@@ -1,4 +1,4 @@
-"""``deepspec eval``: measure a run's accepted length and speed."""
+"""``deepspec eval``: measure the accepted length and speed of a run, or of what needs no training."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ from deepspec.cli.measuring import (
     given_settings,
     joined,
 )
+from deepspec.cli.subject import OptionFlag, RunArgument, TargetFlag, UntrainedFlag, open_subject
 
 
 def evaluate(
-    run: Annotated[
-        str,
-        typer.Argument(metavar="RUN", help="A run folder, or `demo`, the drafter that ships with DeepSpec."),
-    ],
+    run: RunArgument = None,
     *,
+    strategy: UntrainedFlag = None,
+    target: TargetFlag = None,
+    set_: OptionFlag = None,
     tasks: TasksFlag = None,
     task_file: TaskFileFlag = None,
     temperature: TemperatureFlag = None,
@@ -67,8 +68,14 @@ def evaluate(
         max_tokens=max_tokens,
         seed=seed,
     )
-    loaded = deepspec.load(
-        run, device=device, target_device=target_device, trust_remote_code=trust_remote_code
+    loaded = open_subject(
+        run,
+        strategy,
+        target=target,
+        sets=set_,
+        device=device,
+        target_device=target_device,
+        trust_remote_code=trust_remote_code,
     )
     report = deepspec.evaluate(
         loaded,

@@ -2,8 +2,9 @@
 
 A round of a request verified l tokens and accepted a of them. What it says of position k (1-based):
 
-- It was **looked at** when l >= k and the first k - 1 were accepted. A policy that verifies less, and a
-  rejection, end what the round says; neither counts as a failure of later positions.
+- It was **looked at** when l >= k and the first k - 1 were accepted. A drafter that proposes less, a policy
+  that verifies less, and a rejection end what the round says; none counts as a failure of later positions.
+  A round without a proposal counts for the accepted length alone.
 - A **stop token** censors: when it is the s-th token of the round, positions after s continue a text that
   has ended and are dropped, positions up to s stay, the accepted stop token itself included. Whether
   position k counts is then settled by the tokens before k alone, so the rates are not biased. (Dropping

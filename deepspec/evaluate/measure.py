@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from deepspec.composed import Composed, opened
 from deepspec.config import EvalConfig
 from deepspec.engine import Engine, SamplingParams
 from deepspec.environment import device_name, versions
@@ -20,8 +21,8 @@ from deepspec.evaluate.speed import Speed, measure_speed
 from deepspec.evaluate.tasks import collect_prompts, spread
 from deepspec.plugins import create_plugin_manager, round_observer
 from deepspec.resources import memory
-from deepspec.runs import Run, load
-from deepspec.strategy import Parts
+from deepspec.runs import Run
+from deepspec.strategy import Parts, Strategy
 from deepspec.target import Target
 from deepspec.train.assemble import for_decoding
 from deepspec.types import RequestRound, RoundRecord
@@ -31,17 +32,19 @@ SPEED_TOKENS = 64
 
 
 def evaluate(
-    run: Run | str | Path,
+    run: Run | Composed | Strategy | str | Path,
     *,
+    target: str | None = None,
     tasks: Sequence[str] | None = None,
     task_files: Sequence[str] = (),
     config: EvalConfig | None = None,
     against_transformers: bool = False,
 ) -> EvalReport:
-    """Decode the tasks' prompts with a run's drafter and report acceptance and speed.
+    """Decode the tasks' prompts with a drafter and report acceptance and speed.
 
     Args:
-        run: a loaded run, a run folder, or ``demo``.
+        run: a loaded run, a run folder, ``demo``, or a strategy that needs no training.
+        target: the model that a strategy drafts for, the demo target when None; a run has its own.
         tasks: task names, or ``NAME=FILE.jsonl`` for prompts of your own; the configuration's when neither
             these nor ``task_files`` are given.
         task_files: more of the latter.
@@ -49,25 +52,25 @@ def evaluate(
         against_transformers: also time transformers' ``generate`` on the speed prompts.
 
     Raises:
-        ConfigError: an unknown task, or one named twice.
+        ConfigError: an unknown task, one named twice, or a strategy that needs training.
         DataError: prompts that cannot be had, read, or fitted into the target's positions.
         ResourceError: memory ran out.
     """
-    loaded = run if isinstance(run, Run) else load(run)
+    loaded = opened(run, target=target)
     settings = config or loaded.config.eval
-    target, parts = loaded.target, for_decoding(loaded.parts, loaded.target)
-    prompts = collect_prompts(task_names(tasks, task_files, settings), target, settings)
+    model, parts = loaded.target, for_decoding(loaded.parts, loaded.target)
+    prompts = collect_prompts(task_names(tasks, task_files, settings), model, settings)
     everything = [prompt for found in prompts.values() for prompt in found]
     with memory(lambda: needs_memory(settings)):
-        by_task = {name: decode_rounds(target, parts, found, settings) for name, found in prompts.items()}
+        by_task = {name: decode_rounds(model, parts, found, settings) for name, found in prompts.items()}
         [speed] = measure_speed(
-            target,
+            model,
             [parts],
             spread(everything, NUM_SPEED_PROMPTS),
             sampling_params(settings, max_tokens=min(settings.max_tokens, SPEED_TOKENS)),
             against_transformers=against_transformers,
         )
-    return make_report(target, parts, settings, by_task, speed)
+    return make_report(model, parts, settings, by_task, speed)
 
 
 def task_names(tasks: Sequence[str] | None, task_files: Sequence[str], config: EvalConfig) -> list[str]:

@@ -201,7 +201,7 @@ def test_a_proposal_that_knows_more_than_its_own_text_is_refused(part: type[Echo
     found = drafter_block(subject(part))
     assert not found.passed
     assert way in found.broken
-    assert "a request's tokens depend on its neighbours" in found.broken
+    assert "tokens depend on its neighbours" in found.broken
 
 
 def test_a_certain_draft_that_is_recorded_as_uncertain_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup train test test-all test-oldest mutants bench lint
+.PHONY: setup train test test-all test-oldest plugins mutants bench lint
 
 setup: $(STAMP)
 
@@ -24,6 +24,10 @@ test: setup
 # Many more examples and draws, and each source mutation; see CONTRIBUTING.
 test-all: setup
 	DEEPSPEC_THOROUGH=1 $(BIN)/python -m pytest $(ARGS)
+
+# Builds plugins/deepspec-ngram, installs it with pip beside the environment, and uses it.
+plugins: setup
+	.ci/plugins $(BIN)
 
 mutants: setup
 	$(BIN)/python tests/mutants/run.py $(ARGS)

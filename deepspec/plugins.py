@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -41,7 +42,8 @@ class RegisteredPart:
 def create_plugin_manager(*, entry_points: bool = True) -> pluggy.PluginManager:
     """A manager that knows the hooks and, with ``entry_points``, every installed plugin that is not blocked.
 
-    Raises PluginError, naming the plugin, when one cannot be imported or misspells a hook.
+    Raises PluginError, naming the plugin, when one cannot be imported or misspells a hook, or when two
+    distributions bring one of the same name.
     """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
@@ -50,9 +52,15 @@ def create_plugin_manager(*, entry_points: bool = True) -> pluggy.PluginManager:
         points = _entry_points()
         for name in sorted(blocked - {point.name for point in points}):
             logger.warning("%s names %r, which is not an installed plugin", BLOCK_VARIABLE, name)
-        for point in points:
-            if point.name not in blocked:
-                register(manager, _load(point), name=point.name)
+        wanted = [point for point in points if point.name not in blocked]
+        for one, other in pairwise(wanted):
+            if one.name == other.name:
+                raise PluginError(
+                    f"two plugins are named {one.name!r}: {_origin(one)} and {_origin(other)}; uninstall one"
+                    f"{_how_to_skip(one.name, 'both')}"
+                )
+        for point in wanted:
+            register(manager, _load(point), name=point.name)
     return manager
 
 
@@ -176,7 +184,7 @@ def _entry_points() -> list[EntryPoint]:
 def _load(point: EntryPoint) -> object:
     try:
         return point.load()
-    except Exception as error:  # foreign code may raise anything, and must not end in a traceback
+    except (Exception, SystemExit) as error:  # foreign code may raise anything, and must not end in a traceback
         reason = f"{type(error).__name__}: {error}"
         raise PluginError(
             f"plugin {point.name!r} ({point.value}) failed to import: {reason}{_how_to_skip(point.name)}"
@@ -202,7 +210,7 @@ def _load_part(part: RegisteredPart) -> Any:
     module_name, _, class_name = part.source.partition(":")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
-    except Exception as error:  # as in _load
+    except (Exception, SystemExit) as error:  # as in _load
         reason = f"{type(error).__name__}: {error}"
         raise PluginError(
             f"plugin {part.plugin!r}: part {part.name!r} ({part.source}) failed to import: {reason}"
@@ -234,5 +242,9 @@ def _describe(manager: pluggy.PluginManager, plugin: str) -> str:
     return f"{plugin!r} ({_module_name(manager.get_plugin(plugin))})"
 
 
-def _how_to_skip(plugin: str) -> str:
-    return f" (to do without it: {BLOCK_VARIABLE}={plugin})"
+def _origin(point: EntryPoint) -> str:
+    return point.value if point.dist is None else f"{point.value} of {point.dist.name} {point.dist.version}"
+
+
+def _how_to_skip(plugin: str, what: str = "it") -> str:
+    return f" (to do without {what}: {BLOCK_VARIABLE}={plugin})"

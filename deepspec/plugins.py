@@ -184,7 +184,7 @@ def _entry_points() -> list[EntryPoint]:
 def _load(point: EntryPoint) -> object:
     try:
         return point.load()
-    except (Exception, SystemExit) as error:  # foreign code may raise anything, and must not end in a traceback
+    except (Exception, SystemExit) as error:  # foreign code must not end in a traceback
         reason = f"{type(error).__name__}: {error}"
         raise PluginError(
             f"plugin {point.name!r} ({point.value}) failed to import: {reason}{_how_to_skip(point.name)}"

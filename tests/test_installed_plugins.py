@@ -1,4 +1,4 @@
-"""Third parties' distributions, laid out on disk as by pip: what breaks or clashes is named, and skippable."""
+"""Third parties' distributions, laid out as by pip: what breaks or clashes is named, and skippable."""
 
 from __future__ import annotations
 

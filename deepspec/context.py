@@ -1,4 +1,4 @@
-"""What parts are built for: the target's shape and shared weights, and G. Import it from ``interfaces``."""
+"""What parts are built for, and the readout that later parts then fit to. Import both from ``interfaces``."""
 
 from __future__ import annotations
 
@@ -48,3 +48,20 @@ class BuildContext:
     draft_length: int
     hidden_size: int = 0
     draft_vocab_size: int = 0
+
+
+@dataclass(frozen=True)
+class Readout:
+    """How hidden states become logits over the draft vocabulary.
+
+    Attributes:
+        weight: ``[Vd, H]``.
+        softcap: c in c*tanh(x/c), or None.
+        target_ids: int64 ``[Vd]``, the target id of each row, or None when Vd = V and row i is id i.
+        trained: whether ``weight`` belongs to the draft model's own parameters.
+    """
+
+    weight: Tensor
+    softcap: float | None = None
+    target_ids: Tensor | None = None
+    trained: bool = False

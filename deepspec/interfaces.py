@@ -16,7 +16,7 @@ slots they were given.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from deepspec.context import BuildContext as BuildContext
+from deepspec.context import Readout as Readout
 from deepspec.context import TargetInfo as TargetInfo
 from deepspec.types import (
     AnchorBlocks,
@@ -44,23 +45,6 @@ class PartConfig(BaseModel):
     """Base of every part's ``Config``: frozen, unknown keys are errors, a default is written once."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-@dataclass(frozen=True)
-class Readout:
-    """How hidden states become logits over the draft vocabulary.
-
-    Attributes:
-        weight: ``[Vd, H]``.
-        softcap: c in c*tanh(x/c), or None.
-        target_ids: int64 ``[Vd]``, the target id of each row, or None when Vd = V and row i is id i.
-        trained: whether ``weight`` belongs to the draft model's own parameters.
-    """
-
-    weight: Tensor
-    softcap: float | None = None
-    target_ids: Tensor | None = None
-    trained: bool = False
 
 
 StateT = TypeVar("StateT")
@@ -143,6 +127,14 @@ class Drafter(BaseDrafter, Generic[StateT]):
     @abstractmethod
     def readout(self) -> Readout:
         """The output weights; logits = softcap(h @ weight.T) + latent @ W_out.T."""
+
+    def choose_vocabulary(self, counts: Tensor, required: Sequence[int]) -> float | None:
+        """Before a run's first step: settle which tokens can be drafted, where that is not all.
+
+        int64 ``counts [V]`` is how often each is a label in the text; ``required`` ids stay in any case.
+        Returns the share of labels that can be drafted, None when nothing is left out.
+        """
+        return None
 
     @abstractmethod
     def begin(self, anchors: Anchors) -> StateT:

@@ -15,12 +15,14 @@ from deepspec.nn.blocks import (
 from deepspec.nn.ragged import RaggedRows, last_rows
 from deepspec.nn.slots import SlotStore
 from deepspec.nn.unrolled import Unroll, UnrolledRound, UnrolledSlots
+from deepspec.nn.vocabulary import DraftVocabulary
 
 __all__ = [
     "AnchorGrid",
     "Attend",
     "Attention",
     "DecoderLayer",
+    "DraftVocabulary",
     "RMSNorm",
     "RaggedRows",
     "RotaryTable",

@@ -63,7 +63,7 @@ def rotary_table(positions: Tensor, head_dim: int, theta: float, dtype: torch.dt
 
 
 def apply_rotary(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate ``x``, of a table narrower than that the first numbers; cosines and sines broadcast against it."""
+    """Rotate ``x``, where the table is narrower its first numbers; cosines and sines broadcast."""
     cos, sin = table
     if (width := cos.shape[-1]) < x.shape[-1]:
         return torch.cat([apply_rotary(x[..., :width], table), x[..., width:]], dim=-1)

@@ -82,7 +82,8 @@ def copy_target_layers(drafter: nn.Module, target: Target) -> int:
     pairs = []
     for name, match in matches.items():
         number = target.info.num_layers - depths[match.group(1)] + int(match.group(2))
-        pairs.append((own[name], _start_value(decoder.layers[number], match.group(3)) if number >= 0 else None))
+        source = _start_value(decoder.layers[number], match.group(3)) if number >= 0 else None
+        pairs.append((own[name], source))
     if any(source is None or source.shape != tensor.shape for tensor, source in pairs):
         return 0
     final = _start_value(decoder, "norm.weight")

@@ -48,6 +48,7 @@ from deepspec.train.validation import Validation
 if TYPE_CHECKING:
     import pluggy
 
+    from deepspec.interfaces import Drafter
     from deepspec.strategy import Parts
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Prepared:
 
     Attributes:
         first_step: steps already done. cost: what they took.
+        vocabulary_coverage: share of the text's labels that can be drafted, None when all can.
     """
 
     folder: Path
@@ -71,6 +73,7 @@ class Prepared:
     validation: Validation | None
     first_step: int
     cost: TrainingCost
+    vocabulary_coverage: float | None
 
 
 def run_config(
@@ -154,6 +157,7 @@ def prepare(
     if config.train.init_from_target is not False:
         _start_from_target(parts, target, is_required=config.train.init_from_target is True)
     trainer = Trainer(parts, target, objective=objective, sampler=sampler, config=config, device=device)
+    coverage = _choose_vocabulary(trainer.drafter, target, corpus)
     first_step, cost = _resumed(folder, trainer) if resume else _started(folder, config)
     return Prepared(
         folder=folder,
@@ -161,6 +165,7 @@ def prepare(
         validation=validation,
         first_step=first_step,
         cost=cost,
+        vocabulary_coverage=coverage,
     )
 
 
@@ -174,10 +179,23 @@ def _start_from_target(parts: Parts, target: Target, *, is_required: bool) -> No
     copied = 0 if parts.drafter.pretrained else copy_target_layers(parts.drafter, target)
     if is_required and not copied:
         raise ConfigError(
-            "train.init_from_target: this drafter's layers have weights already, or other names or shapes than "
-            "the target's; set it to false"
+            "train.init_from_target: this drafter's layers have weights already, or other names or shapes "
+            "than the target's; set it to false"
         )
     logger.info("%d tensors of the drafter start from the target's", copied)
+
+
+def _choose_vocabulary(drafter: Drafter[Any], target: Target, corpus: TokenizedCorpus) -> float | None:
+    """Let the drafter choose its tokens by the text; the same text gives a resumed run the same ones."""
+    assert target.tokenizer is not None, "a loaded target always has its tokenizer"
+    labels = corpus.tokens[corpus.supervised]
+    counts = torch.bincount(labels, minlength=target.info.vocab_size)
+    special = {*target.tokenizer.all_special_ids, *target.stop_token_ids}
+    special -= {*drafter.reserved_token_ids}
+    coverage = drafter.choose_vocabulary(counts, sorted(i for i in special if i < len(counts)))
+    if coverage is not None:
+        logger.info("the draft vocabulary covers %.2f %% of the text's labels", 100 * coverage)
+    return coverage
 
 
 def _check_fit(config: RunConfig, target: Target, parts: Parts) -> None:

@@ -144,6 +144,7 @@ class _Session:
         self._clock = _Clock(self.config.log_every)
         self._expected = 0.0
         self.cost = prepared.cost
+        self.vocabulary_coverage = prepared.vocabulary_coverage
 
     def run(self, stop: _Stop) -> None:
         """All steps that are left; raises TrainingError when it has to stop."""
@@ -205,7 +206,11 @@ class _Session:
         )
 
     def _save(self, step: int) -> Path:
-        state = {"target": target_record(self.trainer.target), **asdict(self.cost)}
+        state = {
+            "target": target_record(self.trainer.target),
+            **asdict(self.cost),
+            "vocabulary_coverage": self.vocabulary_coverage,
+        }
         with writing(checkpoint_path(self.folder, step), self._disk_advice):
             return write_checkpoint(
                 self.folder,

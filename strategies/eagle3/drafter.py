@@ -7,13 +7,24 @@ hidden state before the final norm. Weight names are the field's shared ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from deepspec.interfaces import BuildContext, Drafter, PartConfig, Readout
-from deepspec.nn import Attention, DecoderLayer, RMSNorm, Unroll, UnrolledRound, UnrolledSlots, pass_through_
+from deepspec.nn import (
+    Attention,
+    DecoderLayer,
+    DraftVocabulary,
+    RMSNorm,
+    Unroll,
+    UnrolledRound,
+    UnrolledSlots,
+    pass_through_,
+)
 from deepspec.types import AnchorBlocks, Anchors, Extension, Features, TokenBatch
 
 
@@ -25,6 +36,11 @@ class Eagle3Config(PartConfig):
         default=None,
         description="tapped target layers, 0-based, never the last; null is a low, a middle "
         "and a high one, as published",
+    )
+    draft_vocab_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="tokens that can be drafted: the most frequent of the training text; null is all",
     )
     intermediate_size: int | None = Field(default=None, ge=1, description="width of the draft MLP")
     num_heads: int | None = Field(default=None, ge=1, description="attention heads")
@@ -75,6 +91,7 @@ class Eagle3Drafter(Drafter[UnrolledRound]):
         self.layers = nn.ModuleList([first, *more])
         self.norm = RMSNorm(size, eps)
         self._fused = first.fused
+        self.vocabulary = DraftVocabulary(info, config.draft_vocab_size)
         self._unroll = Unroll(
             enter=self._enter,
             layers=(first, *more),
@@ -92,7 +109,11 @@ class Eagle3Drafter(Drafter[UnrolledRound]):
         return self._target_layers
 
     def readout(self) -> Readout:
-        return Readout(weight=self.info.lm_head, softcap=self.info.final_softcap)
+        words = self.vocabulary
+        return Readout(words.weight, self.info.final_softcap, target_ids=words.target_ids)
+
+    def choose_vocabulary(self, counts: Tensor, required: Sequence[int]) -> float | None:
+        return self.vocabulary.choose(counts, required)
 
     def allocate(self, num_slots: int, max_positions: int, dtype: torch.dtype, device: torch.device) -> None:
         num_rows = max_positions + self.context.draft_length

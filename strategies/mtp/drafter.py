@@ -6,7 +6,7 @@ recursively as FastMTP (2509.18362), or start from those that a model was releas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from deepspec.interfaces import BuildContext, Drafter, PartConfig, Readout
-from deepspec.nn import Attention, DecoderLayer, Unroll, UnrolledRound, UnrolledSlots
+from deepspec.nn import Attention, DecoderLayer, DraftVocabulary, Unroll, UnrolledRound, UnrolledSlots
 from deepspec.types import AnchorBlocks, Anchors, Extension, Features, TokenBatch
 
 from .cascade import Cascade, CascadeRound, CascadeSlots
@@ -37,6 +37,11 @@ class MTPConfig(PartConfig):
         default=None,
         min_length=1,
         description="folder or hub name of a model whose own MTP module this one starts from",
+    )
+    draft_vocab_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="tokens that can be drafted: the most frequent of the training text; null is all",
     )
     intermediate_size: int | None = Field(default=None, ge=1, description="width of the draft MLP")
     num_heads: int | None = Field(default=None, ge=1, description="attention heads")
@@ -83,6 +88,7 @@ class MTPDrafter(Drafter[UnrolledRound | CascadeRound]):
         if native is not None:
             for module in modules:
                 module.load(native.weights)
+        self.vocabulary = DraftVocabulary(self.info, config.draft_vocab_size)
         self.depths = nn.ModuleList(modules)
         stacks = tuple(
             Unroll(
@@ -113,7 +119,11 @@ class MTPDrafter(Drafter[UnrolledRound | CascadeRound]):
         return self._built.model_dump(exclude_unset=True)
 
     def readout(self) -> Readout:
-        return Readout(weight=self.info.lm_head, softcap=self.info.final_softcap)
+        words = self.vocabulary
+        return Readout(words.weight, self.info.final_softcap, target_ids=words.target_ids)
+
+    def choose_vocabulary(self, counts: Tensor, required: Sequence[int]) -> float | None:
+        return self.vocabulary.choose(counts, required)
 
     def allocate(self, num_slots: int, max_positions: int, dtype: torch.dtype, device: torch.device) -> None:
         num_rows = max_positions + self.context.draft_length

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,9 +43,16 @@ class Subject:
 
     def build(self, vocab: int, num_draft: int, seed: int) -> tuple[ToyTarget, Parts]:
         """A random target and random parts; no more tokens are drafted than the strategy drafts."""
-        target = ToyTarget(vocab, seed=seed)
+        target = ToyTarget(vocab, seed=seed, num_layers=self._num_layers)
         strategy = self.strategy.replace(draft_length=min(num_draft, self.strategy.draft_length))
         return target, random_parts(strategy, target, seed, self.manager)
+
+    @cached_property
+    def _num_layers(self) -> int:
+        """Layers of the toy target: more than a few where the strategy names those of a deep target."""
+        info = ToyTarget().info
+        tapped = self.strategy.build(info, manager=self.manager).drafter.target_layers
+        return max(info.num_layers, 2 + max(tapped, default=0))
 
     @property
     def all_verified(self) -> Subject:

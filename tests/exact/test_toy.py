@@ -8,7 +8,9 @@ import torch
 from deepspec.engine import Engine, SamplingParams
 from deepspec.errors import ConfigError
 from deepspec.exact.parts import random_parts
+from deepspec.exact.properties import Subject
 from deepspec.interfaces import LengthPolicy
+from deepspec.plugins import create_plugin_manager
 from deepspec.strategy import Strategy
 from deepspec.testing import ToyTarget
 from deepspec.types import Load, RoundRecord, Span, TokenBatch
@@ -45,6 +47,13 @@ def test_features_of_packed_documents_are_those_of_each_alone() -> None:
 def test_a_layer_that_cannot_be_tapped_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"target layer 3 .* 0\.\.2"):
         ToyTarget().check_layers((0, 3))
+
+
+def test_a_strategy_that_names_deep_layers_is_checked_on_a_deep_target() -> None:
+    strategy = Strategy.named("dflash").replace(drafter={"target_layers": [1, 17]})
+    target, parts = Subject(strategy, create_plugin_manager()).build(3, 2, 0)
+    assert target.info.num_layers == 19
+    assert parts.drafter.target_layers == (1, 17)
 
 
 def test_the_engine_decodes_it_and_the_delta_rule_equals_plain_decoding() -> None:

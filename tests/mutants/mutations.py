@@ -19,6 +19,7 @@ RULES = ("tests/kernels/test_reference.py",)
 POLICIES = ("tests/policies/test_policies.py",)
 NOISE = ("tests/engine/test_noise.py",)
 DRAFT = ("tests/engine/test_draft.py",)
+PROPOSERS = ("tests/engine/test_proposers.py",)
 ENGINE = ("tests/engine/test_engine.py",)
 LAW = ("tests/exact_statistics/test_chi_square.py",)
 OBJECTIVE = ("tests/train/test_objective.py",)
@@ -366,6 +367,30 @@ MUTANTS = (
         "offsets + np.arange(ends[-1]) + 1",
         "keys lie one position behind where attention looks for them",
         TARGET,
+    ),
+    Mutant(
+        "a proposal one token long",
+        "deepspec/engine/draft.py",
+        ">= lengths[:, None]",
+        "> lengths[:, None]",
+        "what lies past a proposal is taken for a token of it",
+        PROPOSERS,
+    ),
+    Mutant(
+        "padding as proposed",
+        "deepspec/engine/draft.py",
+        "Draft(torch.where(known, tokens, 0), logits=None",
+        "Draft(tokens, logits=None",
+        "on padded rows the target is fed ids that it does not have",
+        PROPOSERS,
+    ),
+    Mutant(
+        "proposals taken on trust",
+        "deepspec/engine/loop.py",
+        "check_lengths(self.parts, table[:, 3].tolist())",
+        "check_lengths(self.parts, [])",
+        "a drafter that proposes what is no token is not told",
+        PROPOSERS,
     ),
     Mutant(
         "blind to itself",

@@ -97,9 +97,16 @@ def _build(info: TargetInfo, name: str = "dspark", **parts: object) -> Parts:
     return build(info, name, DRAFT_LENGTH, torch.float32, **parts)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_drafting_waits_for_nothing(info: TargetInfo, name: str) -> None:
-    draft = _drafted(_build(info, name)).draft
+@pytest.mark.parametrize(
+    ("name", "drafter"),
+    [
+        *((name, {}) for name in STRATEGIES),
+        ("eagle3", {"num_layers": 2, "draft_vocab_size": 5}),
+        ("mtp", {"modules": "each"}),
+    ],
+)
+def test_drafting_waits_for_nothing(info: TargetInfo, name: str, drafter: dict[str, object]) -> None:
+    draft = _drafted(_build(info, name, drafter=drafter)).draft
     assert draft.tokens.shape == (NUM_REQUESTS, DRAFT_LENGTH)
     assert draft.logits is not None
     assert draft.logits.shape == (NUM_REQUESTS, DRAFT_LENGTH, VOCAB)

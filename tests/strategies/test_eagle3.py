@@ -116,6 +116,11 @@ def test_default_layers_are_the_published_ones_for_36():
     assert spread_layers(2) == (0,)
 
 
+def test_deepspec_check_finds_a_drafter_that_sees_past_a_shorter_request(monkeypatch):
+    monkeypatch.setattr(unrolled, "additive_mask", lambda seen, dtype: torch.zeros(seen.shape, dtype=dtype))
+    assert not _contract(1).passed
+
+
 @DEPTHS
 def test_deepspec_check_finds_no_fault(num_layers):
     assert _contract(num_layers).passed

@@ -25,6 +25,8 @@ LAW = ("tests/exact_statistics/test_chi_square.py",)
 OBJECTIVE = ("tests/train/test_objective.py",)
 HEADS = ("tests/heads/test_heads.py",)
 DRAFTER = ("tests/strategies/test_dflash.py",)
+DRAFT_MODEL = ("tests/strategies/test_draft_model.py",)
+DECODER = ("tests/target/test_decoder.py",)
 
 
 @dataclass(frozen=True)
@@ -391,6 +393,46 @@ MUTANTS = (
         "check_lengths(self.parts, [])",
         "a drafter that proposes what is no token is not told",
         PROPOSERS,
+    ),
+    Mutant(
+        "original layout drafts from the anchor's slot",
+        "strategies/dflash/drafter.py",
+        "self.norm(x[:, self.num_idle :])",
+        "self.norm(x[:, : x.shape[1] - self.num_idle])",
+        "decoding reads the slots before those that are trained",
+        DRAFTER,
+    ),
+    Mutant(
+        "drafted tokens one position late",
+        "strategies/draft_model/drafter.py",
+        "span.start + k, 1)",
+        "span.start + k + 1, 1)",
+        "the draft model sees a gap behind the anchor",
+        DRAFT_MODEL,
+    ),
+    Mutant(
+        "committed text forgotten",
+        "strategies/draft_model/drafter.py",
+        "self._pending = ((extension.tokens, extension.spans),)",
+        "self._pending = ()",
+        "keys of refused tokens stay where committed ones belong",
+        DRAFT_MODEL,
+    ),
+    Mutant(
+        "a longer vocabulary is drafted from",
+        "strategies/draft_model/drafter.py",
+        "self.decoder.lm_head[: self.context.target.vocab_size]",
+        "self.decoder.lm_head",
+        "ids are drafted that the target does not have",
+        DRAFT_MODEL,
+    ),
+    Mutant(
+        "rotary frequencies rounded",
+        "deepspec/target/decoder.py",
+        "if buffer.is_floating_point():",
+        "if False:",
+        "in bfloat16 far positions are turned by wrong angles",
+        DECODER,
     ),
     Mutant(
         "blind to itself",

@@ -26,6 +26,7 @@ OBJECTIVE = ("tests/train/test_objective.py",)
 HEADS = ("tests/heads/test_heads.py",)
 DRAFTER = ("tests/strategies/test_dflash.py",)
 DRAFT_MODEL = ("tests/strategies/test_draft_model.py",)
+UNROLLED = ("tests/strategies/test_eagle3.py", "tests/strategies/test_mtp.py")
 DECODER = ("tests/target/test_decoder.py",)
 
 
@@ -425,6 +426,30 @@ MUTANTS = (
         "self.decoder.lm_head",
         "ids are drafted that the target does not have",
         DRAFT_MODEL,
+    ),
+    Mutant(
+        "the first step's key twice",
+        "deepspec/nn/unrolled.py",
+        "if not is_first:",
+        "if True:",
+        "training weighs the anchor's own row twice, decoding once",
+        UNROLLED,
+    ),
+    Mutant(
+        "a row ahead",
+        "deepspec/nn/ragged.py",
+        "device=own.device) <= own",
+        "device=own.device) <= own + 1",
+        "committed rows attend to what was drafted behind them and refused",
+        UNROLLED,
+    ),
+    Mutant(
+        "the slot's last request",
+        "strategies/mtp/cascade.py",
+        "carried[extension.slots].masked_fill(is_new, 0.0)",
+        "carried[extension.slots]",
+        "a request's first rows read what another one left in its slot",
+        UNROLLED,
     ),
     Mutant(
         "rotary frequencies rounded",

@@ -156,6 +156,65 @@ def _objectives_table(record: dict[str, Any]) -> str:
     return "\n".join([head, "", *rows, "", _machine(record, "")])
 
 
+def _strategies_table(record: dict[str, Any]) -> str:
+    """At temperature 1: each draft length's largest budget, the ratios there, and equal compute."""
+    summary = record["result"]["summary"]
+    sampled = {name: [one for one in summary[name] if one["temperature"] == 1.0] for name in summary}
+    blocks = [f"Strategies trained from scratch: {record['result']['setting']}; temperature 1, seeds pooled."]
+    for length in sorted({row["draft_length"] for row in sampled["rows"]}):
+        here = {
+            name: [one for one in values if one["draft_length"] == length] for name, values in sampled.items()
+        }
+        steps = max(row["steps"] for row in here["rows"])
+        rows = [row for row in here["rows"] if row["steps"] == steps and row["is_best_rate"]]
+        blocks += [f"G = {length}, {steps} steps:", "\n".join(_variant_rows(rows))]
+        pairs = [
+            f"{one['a']} / {one['b']} {_mean_ci(one['ratio'])}"
+            for one in here["ratios"]
+            if one["steps"] == steps
+        ]
+        if pairs:
+            blocks.append(f"Ratios of τ over the same prompts (95 %): {'; '.join(pairs)}.")
+        blocks += [_at_equal_compute(one) for one in here["equal_compute"]]
+    return "\n\n".join([*blocks, _machine(record, "; speeds are medians")])
+
+
+def _variant_rows(rows: Sequence[dict[str, Any]]) -> list[str]:
+    columns = ("variant", "seeds", "τ (95 %)", "conditional acceptance by position", "T_draft + T_verify, ms")
+    columns += ("× plain", "TFLOPs", "s")
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    for row in sorted(rows, key=lambda row: -row["accepted_length"]["mean"]):
+        rates = " ".join(
+            "-" if rate is None else f"{rate:.2f}".removeprefix("0") for rate in row["conditional_acceptance"]
+        )
+        cells = (
+            row["variant"]
+            if row["learning_rate"] == "auto"
+            else f"{row['variant']}, rate {row['learning_rate']}",
+            str(len(row["seeds"])),
+            _mean_ci(row["accepted_length"]),
+            rates,
+            f"{row['draft_ms']:.1f} + {row['verify_ms']:.1f}",
+            f"{row['speedup']:.2f}",
+            f"{row['train_flops'] / 1e12:.1f}",
+            str(row["train_seconds"]),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _at_equal_compute(found: dict[str, Any]) -> str:
+    budget = {
+        "train_flops": f"{found['budget'] / 1e12:.1f} TFLOPs",
+        "train_seconds": f"{found['budget']:.0f} seconds",
+    }[found["axis"]]
+    ranked = sorted(found["accepted_length"].items(), key=lambda item: -item[1]["mean"])
+    return (
+        f"At {budget} of training, between budgets interpolated: "
+        f"{', '.join(f'{name} {_mean_ci(tau)}' for name, tau in ranked)}."
+    )
+
+
 def _mean_at(rows: dict[int, dict[str, Any]], steps: int) -> float:
     return float(rows[steps]["accepted_length"]["mean"]) if steps in rows else 0.0
 
@@ -174,15 +233,20 @@ _TABLES = {
     "decoding": _decoding_table,
     "training": _training_table,
     "objectives": _objectives_table,
+    "strategies": _strategies_table,
+    "strategies-cuda": _strategies_table,
     "divergence": _divergence_table,
 }
 _BEST = 5
 
 
 def _tau(run: dict[str, Any]) -> str:
-    tau = run["accepted_length"]
-    low, high = tau["ci95"]
-    return f"{tau['mean']:.2f} ({low:.2f}–{high:.2f})"
+    return _mean_ci(run["accepted_length"])
+
+
+def _mean_ci(found: dict[str, Any]) -> str:
+    low, high = found["ci95"]
+    return f"{found['mean']:.2f} ({low:.2f}–{high:.2f})"
 
 
 def _ratio(value: dict[str, float]) -> str:

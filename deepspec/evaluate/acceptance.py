@@ -139,7 +139,7 @@ def bootstrap_ratio(
     pairs = np.stack([gained[kept], counts[kept]], axis=1)
     if len(pairs) == 0:
         return None
-    sums = _resampled_sums(pairs, seed=seed, resamples=resamples)
+    sums = resampled_sums(pairs, seed=seed, resamples=resamples)
     total = pairs.sum(axis=0)
     return _interval(float(total[0] / total[1]), sums[:, 0] / sums[:, 1])
 
@@ -169,7 +169,7 @@ def compare_lengths(
     total = table.sum(axis=0)
     if not (total[1] and total[3]):
         return None
-    sums = _resampled_sums(table, seed=seed, resamples=NUM_RESAMPLES)
+    sums = resampled_sums(table, seed=seed)
     sums = sums[(sums[:, 1] > 0) & (sums[:, 3] > 0)]
     ours, theirs = sums[:, 0] / sums[:, 1], sums[:, 2] / sums[:, 3]
     mean_a, mean_b = float(total[0] / total[1]), float(total[2] / total[3])
@@ -179,8 +179,13 @@ def compare_lengths(
     )
 
 
-def _resampled_sums(table: NDArray[np.float64], *, seed: int, resamples: int) -> NDArray[np.float64]:
-    """Column sums ``[resamples, columns]`` over prompts (rows) drawn with replacement."""
+def resampled_sums(
+    table: NDArray[np.float64], *, seed: int, resamples: int = NUM_RESAMPLES
+) -> NDArray[np.float64]:
+    """Column sums ``[resamples, columns]`` over prompts (rows) drawn with replacement.
+
+    Tables of as many rows get the same draws from the same seed, so that what is made of two is paired.
+    """
     size = len(table)
     times_drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=resamples)
     return times_drawn @ table

@@ -92,7 +92,11 @@ def shipped_on_disk() -> dict[str, str]:
     for package, folder in SETUPTOOLS["package-dir"].items():
         for path in (ROOT / folder).rglob("*"):
             inside = path.relative_to(ROOT / folder)
-            ships = path.suffix == ".py" or "assets" in inside.parts or path.name in ("README.md", "py.typed")
+            ships = (
+                path.suffix in (".py", ".jinja")
+                or "assets" in inside.parts
+                or path.name in ("README.md", "py.typed")
+            )
             if ships and path.is_file() and "__pycache__" not in inside.parts:
                 found[f"{package}/{inside.as_posix()}"] = f"{folder}/{inside.as_posix()}"
     return found

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 import records
 from strategy_summary import show, summarise
 
+from deepspec.config import EvalConfig
 from deepspec.evaluate import comparison
 from deepspec.runs import newest_checkpoint
 from deepspec.train import TrainingInterruptedError
@@ -93,6 +95,7 @@ def test_a_cell_is_trained_in_pieces_measured_and_saved_once(
 ) -> None:
     for name, value in (("BATCH", 1), ("_NUM_ALONE", 1), ("_NUM_BLOCKS", 1)):
         monkeypatch.setattr(comparison, name, value)
+    monkeypatch.setattr(strategies, "EvalConfig", partial(EvalConfig, max_tokens=4))
     options = strategies.parse(tiny)
     [cell] = strategies.make_cells(options)
     folder = options.runs / strategies.cell_name(cell)

@@ -12,13 +12,15 @@ import triton.language as tl
 
 
 @triton.jit
-def locate(cell, starts, lengths, num_steps, num_rows):
-    """A cell's request, step, request's length (0..G), and packed row, inside the array."""
-    request = (cell // num_steps).to(tl.int64)
-    step = cell % num_steps
-    length = tl.minimum(tl.maximum(tl.load(lengths + request), 0), num_steps - 1)
-    row = tl.load(starts + request) + step
-    return request, step, length, tl.minimum(tl.maximum(row, 0), num_rows - 1)
+def load_length(lengths, request, num_steps):
+    """The request's length, held in 0..G."""
+    return tl.minimum(tl.maximum(tl.load(lengths + request), 0), num_steps - 1)
+
+
+@triton.jit
+def packed_row(starts, request, step, num_rows):
+    """The packed row of a cell, held inside the array; int64."""
+    return tl.minimum(tl.maximum(tl.load(starts + request) + step, 0), num_rows - 1)
 
 
 @triton.jit
@@ -46,14 +48,19 @@ def weight_of(values, peak, inverse):
 
 
 @triton.jit
+def below_one(uniform):
+    """A uniform in float32, held below 1 where rounding would reach it."""
+    return tl.minimum(uniform.to(tl.float32), 0.999999940395355224609375)  # 1 - 2**-24
+
+
+@triton.jit
 def pick(weights, uniform, index):
     """The first index whose cumulative weight exceeds ``uniform`` of the total; -1 where all weights are 0.
 
     Never an index of weight 0, even where a parallel sum rounds otherwise than a sequential one.
     """
-    below_one = tl.minimum(uniform.to(tl.float32), 0.999999940395355224609375)  # 1 - 2**-24
     cumulative = tl.cumsum(weights, 0)
-    point = below_one * tl.max(cumulative, 0)
+    point = below_one(uniform) * tl.max(cumulative, 0)
     last = tl.max(tl.where(weights > 0, index, -1), 0)
     return tl.min(tl.where((cumulative > point) & (weights > 0), index, last), 0)
 
@@ -66,10 +73,11 @@ def block_stats(
     """Each block of each living cell: its largest value, the sum of weights under it, the largest's token."""
     program = tl.program_id(0)
     cell, part = program // num_blocks, program % num_blocks
-    request, step, length, row = locate(cell, starts, lengths, num_steps, num_rows)
-    if step > length:
+    request, step = (cell // num_steps).to(tl.int64), cell % num_steps
+    if step > load_length(lengths, request, num_steps):
         return
     _, inverse, _ = load_temperature(temperature, request)
+    row = packed_row(starts, request, step, num_rows)
     tokens = part * block + tl.arange(0, block)
     values = load_values(logits + row * row_stride, tokens, tokens < vocab_size, cutoffs, cell, truncated)
     peak, place = tl.max(values, axis=0, return_indices=True)
@@ -86,11 +94,11 @@ def ordered_key(values):
 
 
 @triton.jit
-def measure(row, floor, peak, inverse, vocab_size, by_mass: tl.constexpr, block: tl.constexpr):
+def measure(row, floor, peak, inverse, vocab_size, by_mass: tl.constexpr, tile: tl.constexpr):
     """How many tokens (or how much weight) of a row have keys of at least ``floor``."""
     found = 0.0
-    for begin in range(0, vocab_size, block):
-        tokens = begin + tl.arange(0, block)
+    for begin in range(0, vocab_size, tile):
+        tokens = begin + tl.arange(0, tile)
         values = tl.load(row + tokens, mask=tokens < vocab_size, other=float("-inf")).to(tl.float32)
         inside = (ordered_key(values) >= floor) & (tokens < vocab_size)
         if by_mass:
@@ -102,7 +110,7 @@ def measure(row, floor, peak, inverse, vocab_size, by_mass: tl.constexpr, block:
 
 @triton.jit
 def largest_floor(
-    row, above, wanted, peak, inverse, vocab_size, by_mass: tl.constexpr, bits: tl.constexpr, block: tl.constexpr
+    row, above, wanted, peak, inverse, vocab_size, by_mass: tl.constexpr, bits: tl.constexpr, tile: tl.constexpr
 ):  # fmt: skip
     """The largest key, at least ``above``, from which on a row holds ``wanted``: a bisection bit by bit.
 
@@ -111,7 +119,7 @@ def largest_floor(
     key = above * 0
     for step in range(bits):
         candidate = key | (above * 0 + 1 << (31 - step))
-        held = measure(row, tl.maximum(candidate, above), peak, inverse, vocab_size, by_mass, block)
+        held = measure(row, tl.maximum(candidate, above), peak, inverse, vocab_size, by_mass, tile)
         key = tl.where(held >= wanted, candidate, key)
     return tl.maximum(key, above)
 
@@ -121,30 +129,30 @@ def cut_offs(
     logits, row_stride, starts, lengths, temperature, top_k, top_p, min_p, cutoffs,
     num_rows, num_steps, vocab_size,
     has_top_k: tl.constexpr, has_top_p: tl.constexpr, has_min_p: tl.constexpr,
-    bits: tl.constexpr, block: tl.constexpr,
+    bits: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
     """Each living cell's smallest logit kept by top-k, then top-p of what is left, then min-p; ties are kept."""
     cell = tl.program_id(0)
-    request, step, length, packed = locate(cell, starts, lengths, num_steps, num_rows)
-    if step > length:
+    request, step = (cell // num_steps).to(tl.int64), cell % num_steps
+    if step > load_length(lengths, request, num_steps):
         return
     value, inverse, _ = load_temperature(temperature, request)
-    row = logits + packed * row_stride
+    row = logits + packed_row(starts, request, step, num_rows) * row_stride
     peak = float("-inf")
-    for begin in range(0, vocab_size, block):
-        tokens = begin + tl.arange(0, block)
+    for begin in range(0, vocab_size, tile):
+        tokens = begin + tl.arange(0, tile)
         values = tl.load(row + tokens, mask=tokens < vocab_size, other=float("-inf")).to(tl.float32)
         peak = tl.maximum(peak, tl.max(values, axis=0))
     key = ordered_key(peak) * 0
     if has_top_k:
         wanted = tl.minimum(tl.maximum(tl.load(top_k + request), 1), vocab_size)
         if wanted < vocab_size:
-            key = largest_floor(row, key, wanted.to(tl.float32), peak, inverse, vocab_size, False, bits, block)
+            key = largest_floor(row, key, wanted.to(tl.float32), peak, inverse, vocab_size, False, bits, tile)
     if has_top_p:
         share = tl.load(top_p + request).to(tl.float32)
         if share < 1:
-            mass = share * measure(row, key, peak, inverse, vocab_size, True, block)
-            key = largest_floor(row, key, mass, peak, inverse, vocab_size, True, bits, block)
+            mass = share * measure(row, key, peak, inverse, vocab_size, True, tile)
+            key = largest_floor(row, key, mass, peak, inverse, vocab_size, True, bits, tile)
     bits_kept = tl.where((key >> 31) == 1, key ^ 0x80000000, key ^ 0xFFFFFFFF)
     # Keys up to that of -inf (0x007FFFFF) keep everything; below it they are no number's.
     floor = tl.where(key > 0x007FFFFF, bits_kept.to(tl.float32, bitcast=True), float("-inf"))

@@ -21,8 +21,12 @@ from deepspec.types import Draft, TargetRows, Verdict
 #: Leading bits that tell a type's values apart once they are float32 (float16 has 5 + 10, float32's exponent 8).
 DTYPES = {torch.bfloat16: 16, torch.float16: 19, torch.float32: 32}
 # Unfused: a product and a difference round alike in every kernel, so weights are those that masses were summed of.
-_WIDE: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": False}
-_NARROW: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
+ENABLE_FP_FUSION = False
+#: Warps of the kernels that work on blocks of the vocabulary; the others take 4.
+_WIDE = 8
+_BLOCKWISE = {"cut_offs", "block_stats", "residual_masses", "closing_token", "draw_rows"}
+#: Tokens that the search for cut-offs takes at a time, which no result depends on.
+_TILE = 2048
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Workspace:
 
     Attributes:
         cutoffs, row_peaks, row_logs: float32 ``[C]``. row_bests: int32 ``[C]``. drawn: int64 ``[C]``.
-        peaks, totals: float32 ``[C*S]``. bests: int32 ``[C*S]``.
+        log_runs: float32 ``[C]``. needed: int32 ``[C]``.
+        peaks, totals, row_masses: float32 ``[C*S]``. bests: int32 ``[C*S]``.
         masses: float32 ``[R*S]``. accepted, bonus: int64 ``[R]``.
     """
 
@@ -42,8 +47,11 @@ class Workspace:
     row_logs: Tensor
     row_bests: Tensor
     drawn: Tensor
+    log_runs: Tensor
+    needed: Tensor
     peaks: Tensor
     totals: Tensor
+    row_masses: Tensor
     bests: Tensor
     masses: Tensor
     accepted: Tensor
@@ -60,11 +68,10 @@ class Workspace:
             return torch.empty(count, dtype=dtype, device=device)
 
         return cls(
-            **{name: room(cells, torch.float32) for name in ("cutoffs", "row_peaks", "row_logs")},
-            row_bests=room(cells, torch.int32),
+            **{name: room(cells, torch.float32) for name in ("cutoffs", "row_peaks", "row_logs", "log_runs")},
+            **{name: room(cells, torch.int32) for name in ("row_bests", "needed")},
+            **{name: room(cells * parts, torch.float32) for name in ("peaks", "totals", "row_masses")},
             drawn=room(cells, torch.int64),
-            peaks=room(cells * parts, torch.float32),
-            totals=room(cells * parts, torch.float32),
             bests=room(cells * parts, torch.int32),
             masses=room(num_requests * parts, torch.float32),
             accepted=room(num_requests, torch.int64),
@@ -103,8 +110,29 @@ def token_rule(
     """
     launch = _Launcher(target, draft, lengths, workspace, block)
     launch.stats()
-    launch(triton_close.accept_tokens, launch.requests, _NARROW, uniforms=accept, **_strides(accept))
-    launch.close(residual)
+    launch.accept(accept, blockwise=False)
+    launch.close(residual, blockwise=False)
+    return launch.verdict()
+
+
+def block_rule(
+    target: TargetRows,
+    draft: Draft,
+    lengths: Tensor,
+    accept: Tensor,
+    residual: Tensor,
+    *,
+    workspace: Workspace | None = None,
+    block: int = BLOCK,
+) -> Verdict:
+    """``reference.block_rule`` in six launches, seven where something is truncated."""
+    launch = _Launcher(target, draft, lengths, workspace, block)
+    launch.stats()
+    launch.accept(accept, blockwise=True)
+    row_masses = launch.workspace.row_masses
+    launch.masses(launch.cells, row_masses, blockwise=True, whole_round=True)
+    launch(triton_close.accept_block, launch.requests, uniforms=accept, masses=row_masses, **_strides(accept))
+    launch.close(residual, blockwise=True)
     return launch.verdict()
 
 
@@ -120,9 +148,14 @@ def delta_rule(
     """``reference.delta_rule`` in three launches, four where something is truncated."""
     launch = _Launcher(target, draft, lengths, workspace, block)
     launch.stats()
-    launch(triton_close.draw_rows, launch.cells, _WIDE, uniforms=noise, **_strides(noise))
-    launch(triton_close.match_draws, launch.requests, _NARROW)
+    launch(triton_close.draw_rows, launch.cells, uniforms=noise, **_strides(noise))
+    launch(triton_close.match_draws, launch.requests)
     return launch.verdict()
+
+
+def num_warps(kernel: Any) -> int:
+    """Warps that a program of the kernel runs on."""
+    return _WIDE if kernel.__name__ in _BLOCKWISE else 4
 
 
 def _strides(uniforms: Tensor) -> dict[str, int]:
@@ -176,13 +209,13 @@ class _Launcher:
         }
         self.sampling = sampling
 
-    def __call__(self, kernel: Any, programs: int, options: dict[str, Any], **more: Any) -> None:
+    def __call__(self, kernel: Any, programs: int, **more: Any) -> None:
         """Launch a kernel on ``programs`` programs; ``more`` holds what differs between launches."""
         given = self.values | more
         chosen = {name: given[name] for name in kernel.arg_names}
         if programs:
             with torch.accelerator.device_index(self.device.index):
-                kernel[(programs,)](**chosen, **options)
+                kernel[(programs,)](**chosen, num_warps=num_warps(kernel), enable_fp_fusion=ENABLE_FP_FUSION)
 
     def stats(self) -> None:
         """Cut-offs where anything is truncated, and every block's largest value and mass."""
@@ -191,13 +224,24 @@ class _Launcher:
             given = {name: getattr(self.sampling, name) for name in ("top_k", "top_p", "min_p")}
             more = {name: unused if value is None else value.contiguous() for name, value in given.items()}
             has = {f"has_{name}": value is not None for name, value in given.items()}
-            self(triton_rows.cut_offs, self.cells, _WIDE, bits=self.bits, **more, **has)
-        self(triton_rows.block_stats, self.cells * self.blocks, _WIDE)
+            self(triton_rows.cut_offs, self.cells, bits=self.bits, tile=_TILE, **more, **has)
+        self(triton_rows.block_stats, self.cells * self.blocks)
 
-    def close(self, residual: Tensor) -> None:
+    def accept(self, uniforms: Tensor, *, blockwise: bool) -> None:
+        """Every row's log-sum-exp, and the accepted count as far as it is known without residual masses."""
+        more = {"uniforms": uniforms, "blockwise": blockwise, **_strides(uniforms)}
+        self(triton_close.accept_drafts, self.requests, **more)
+
+    def masses(self, rows: int, masses: Tensor, *, blockwise: bool, whole_round: bool) -> None:
+        """Residual masses of each block of ``rows`` rows: one a request, or all of the round."""
+        more = {"masses": masses, "blockwise": blockwise, "whole_round": whole_round}
+        self(triton_close.residual_masses, rows * self.blocks, **more)
+
+    def close(self, residual: Tensor, *, blockwise: bool) -> None:
         """The closing token of every request, from the rows at ``accepted``."""
-        self(triton_close.residual_masses, self.requests * self.blocks, _WIDE)
-        self(triton_close.closing_token, self.requests, _WIDE, uniforms=residual, **_strides(residual))
+        self.masses(self.requests, self.workspace.masses, blockwise=blockwise, whole_round=False)
+        more = {"uniforms": residual, "blockwise": blockwise, **_strides(residual)}
+        self(triton_close.closing_token, self.requests, **more)
 
     def verdict(self) -> Verdict:
         """What the kernels left."""

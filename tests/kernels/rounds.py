@@ -80,7 +80,7 @@ def make_round(
     truncate: bool = False,
     one_hot: bool = False,
 ) -> Round:
-    """Requests of mixed lengths, temperatures and regimes; noise of exactly 0 and just under 1 among others."""
+    """Requests of mixed lengths, temperatures and regimes; some noise is exactly 0, some just under 1."""
     generator = torch.Generator().manual_seed(seed)
     p = 2 * torch.randn(num, num_draft + 1, vocab, generator=generator)
     q = 2 * torch.randn(num, num_draft, vocab, generator=generator)
@@ -131,7 +131,7 @@ def make_round(
 def block_rule(given: Round) -> tuple[Verdict, Tensor]:
     """The block rule by its definition, request by request in float64, and each request's margin.
 
-    P_i = min(1, P_{i-1} p/q); h_i = Z_i / (Z_i + 1 - P_i), P_i at the end; the longest i with u_i < h_i counts.
+    P_i = min(1, P_{i-1} p/q); h_i = Z_i / (Z_i + 1 - P_i), P_i at the end; the last i with u_i < h_i counts.
     """
     target, draft, lengths = given.target, given.draft, given.lengths
     p, q = processed(given), drafted(given)
@@ -214,7 +214,7 @@ def draw_margin(weights: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _to_steps(weights: Tensor, uniform: Tensor) -> Tensor:
-    """0 and 1 are no steps, since what has no mass is never drawn; and 0 is the first mass however it rounds."""
+    """0 and 1 are no steps: what has no mass is never drawn. Noise of 0 gives the first mass anyway."""
     share = (weights.cumsum(-1) / weights.sum(-1, keepdim=True)).nan_to_num(nan=1.0)
     inner = (share > 0) & (share < 1 - 1e-15) & (uniform > 0)[:, None]
     return torch.where(inner, (share - uniform[:, None]).abs(), float("inf")).amin(dim=-1)

@@ -31,9 +31,8 @@ settings.load_profile("thorough" if os.environ.get("DEEPSPEC_THOROUGH") == "1" e
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a CUDA device where there is none."""
-    if item.get_closest_marker("gpu") is not None:
-        if not torch.cuda.is_available():
-            pytest.skip("needs a CUDA device, and this machine has none")
+    if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and this machine has none")
 
 
 @pytest.fixture(autouse=True)

@@ -157,7 +157,7 @@ def _with_draft(given: Round) -> Round:
         (lambda g: _with_token(g, 9), r"request 1 drafted token 9 at position 0; allowed are 0\.\.8"),
         (lambda g: _with_token(g, -1), "request 1 drafted token -1 at position 0"),
         (lambda g: _with_target(g, float("nan")), "the target logits of request 3, row 0, hold NaN"),
-        (lambda g: _with_target(g, float("-inf")), "the target logits of request 3, row 0, hold nothing f"),
+        (lambda g: _with_target(g, float("-inf")), "the target logits of request 3, row 0, hold nothing"),
         (_with_draft, "the draft logits of request 2, row 1, hold NaN"),
         (lambda g: replace(g, lengths=g.lengths[:2]), r"lengths is \[2\]; .* ask for \[4\]"),
         (

@@ -87,12 +87,6 @@ class Workspace:
                 f"{num_requests}, {num_cells} and {num_cells * num_blocks}: allocate one of its size"
             )
 
-    def poison(self) -> None:
-        """Fill everything with NaN and -1: a result that was not written shows."""
-        for field in fields(self):
-            values: Tensor = getattr(self, field.name)
-            values.fill_(float("nan") if values.is_floating_point() else -1)
-
 
 def token_rule(
     target: TargetRows,

@@ -17,7 +17,7 @@ from deepspec.evaluate.speed import measure_speed
 from deepspec.evaluate.tasks import collect_prompts
 from tests.tiny_runs import EVAL_KEYS, save_prompts, untrained_run
 
-EXTRA_KEYS = {"counts", "predicted_speedup", "target_ms", "tokens_per_s_transformers"}
+EXTRA_KEYS = {"verify_kernel", "counts", "predicted_speedup", "target_ms", "tokens_per_s_transformers"}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from deepspec.kernels.triton_rules import Workspace
 from deepspec.sampling import SamplingParams, batch_sampling, categorical
 from deepspec.types import Draft, TargetRows
 from tests.kernels.rounds import DEVICE, Round, make_round
-from tests.kernels.test_triton import DTYPES, EXACT, Tally, placed
+from tests.kernels.test_triton import DTYPES, EXACT, Tally, placed, poison
 
 pytestmark = pytest.mark.gpu
 
@@ -58,7 +58,7 @@ def test_a_captured_round_replays_with_new_input(rule: str) -> None:
         accepted, bonus = run(first, workspace)
     first.target.logits[:rows].copy_(second.target.logits[:rows])
     expected = run(first, None)
-    workspace.poison()
+    poison(workspace)
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(accepted, expected[0])

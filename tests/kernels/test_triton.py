@@ -50,12 +50,18 @@ def placed(given: Round) -> Round:
     return Round(**{name: move(field) for name, field in vars(given).items()})
 
 
+def poison(workspace: Workspace) -> None:
+    """NaN and -1 everywhere: a result that was not written shows."""
+    for values in vars(workspace).values():
+        values.fill_(float("nan") if values.is_floating_point() else -1)
+
+
 def decide(rule: str, given: Round, block: int) -> tuple[list[int], list[int]]:
     """Accepted counts and closing tokens of a kernel whose workspace was poisoned first."""
     here = placed(given)
     num, num_draft = here.draft.tokens.shape
     workspace = Workspace.allocate(num, num_draft, here.target.logits.shape[1], DEVICE, block=block)
-    workspace.poison()
+    poison(workspace)
     noise = (here.noise,) if rule == "delta" else (here.accept, here.residual)
     run = getattr(triton_rules, f"{rule}_rule")
     verdict = run(here.target, here.draft, here.lengths, *noise, workspace=workspace, block=block)
@@ -124,7 +130,7 @@ def test_what_the_kernels_sum_is_the_same_alone_and_together() -> None:
 
     def sums(part: Round) -> Workspace:
         workspace = Workspace.allocate(len(part.lengths), 2, 21, DEVICE, block=16)
-        workspace.poison()
+        poison(workspace)
         noise = (part.accept, part.residual)
         triton_rules.block_rule(part.target, part.draft, part.lengths, *noise, workspace=workspace, block=16)
         return workspace

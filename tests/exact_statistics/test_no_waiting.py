@@ -155,11 +155,12 @@ def test_verifiers_wait_for_nothing(info: TargetInfo, verifier: str, one_hot: bo
     """On a device that is not the host: where the two are one, looking at a value is no waiting."""
     chosen = _build(info, verifier=verifier).verifier
     shape, width = (NUM_REQUESTS, DRAFT_LENGTH), 1 + DRAFT_LENGTH
+    sampling = _sampling("meta")
     with torch.device("meta"):
         logits = None if one_hot else torch.randn(*shape, VOCAB)
         draft = Draft(_ids(*shape), logits, torch.zeros(shape), torch.zeros(shape))
         starts = torch.arange(NUM_REQUESTS) * width
-        rows = TargetRows(torch.randn(NUM_REQUESTS * width, VOCAB), starts, _sampling("meta"))
+        rows = TargetRows(torch.randn(NUM_REQUESTS * width, VOCAB), starts, sampling)
         accept, residual = torch.rand(shape), torch.rand(NUM_REQUESTS, 2)
         uniforms = RoundUniforms(accept, residual, torch.rand(NUM_REQUESTS, width, 2))
         lengths = torch.full((NUM_REQUESTS,), DRAFT_LENGTH)

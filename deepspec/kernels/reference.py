@@ -67,9 +67,10 @@ def delta_rule(target: TargetRows, draft: Draft, lengths: Tensor, noise: Tensor)
     """
     num_draft = draft.tokens.shape[1]
     requests, steps = _places(target, num_draft)
+    columns = (_pieces(target, x) for x in (target.logits, requests, noise[requests, steps]))
     drawn = [
-        draw(_processed(target, rows, requests[rows]).softmax(dim=-1), noise[requests[rows], steps[rows]])
-        for rows in _pieces(target, _every_row(target))
+        draw(process_rows(logits, target.sampling, of).softmax(dim=-1), uniforms)
+        for logits, of, uniforms in zip(*columns, strict=True)
     ]
     closing = torch.cat(drawn)[_row_index(target, num_draft)]
     accepted = _prefix_length(closing[:, :num_draft] == draft.tokens, lengths)
@@ -119,9 +120,9 @@ def delta_outcome(target: TargetRows, draft: Draft, lengths: Tensor) -> Tensor:
 
 def _target_law(target: TargetRows, draft: Draft) -> Tensor:
     """The processed target distribution of every (request, position): float64 ``[R, G+1, V]``."""
-    rows = _every_row(target)
-    every = _processed(target, rows, _places(target, draft.tokens.shape[1])[0]).double().softmax(dim=-1)
-    return every[_row_index(target, draft.tokens.shape[1])]
+    num_draft = draft.tokens.shape[1]
+    every = process_rows(target.logits, target.sampling, _places(target, num_draft)[0])
+    return every.double().softmax(dim=-1)[_row_index(target, num_draft)]
 
 
 def _residual_law(p: Tensor, share: Tensor, draft: Draft, sampling: Sampling) -> tuple[Tensor, Tensor]:
@@ -164,11 +165,6 @@ def _prefix_length(kept: Tensor, lengths: Tensor) -> Tensor:
     return (kept & inside).to(torch.int64).cumprod(dim=1).sum(dim=1)
 
 
-def _every_row(target: TargetRows) -> Tensor:
-    """0 .. B - 1."""
-    return torch.arange(len(target.logits), device=target.starts.device)
-
-
 def _row_index(target: TargetRows, num_draft: int) -> Tensor:
     """Packed row of every (request, position) ``[R, G+1]``, clamped to the last row."""
     steps = torch.arange(num_draft + 1, device=target.starts.device)
@@ -177,19 +173,14 @@ def _row_index(target: TargetRows, num_draft: int) -> Tensor:
 
 def _places(target: TargetRows, num_draft: int) -> tuple[Tensor, Tensor]:
     """Request and position in 0..G of every packed row: int64 ``[B]`` each."""
-    rows = _every_row(target)
+    rows = torch.arange(len(target.logits), device=target.starts.device)
     requests = torch.searchsorted(target.starts, rows, right=True) - 1
     return requests, (rows - target.starts[requests]).clamp(max=num_draft)
 
 
-def _processed(target: TargetRows, rows: Tensor, requests: Tensor) -> Tensor:
-    """Packed rows ``[N]`` under the parameters of their requests ``[N]``: ``[N, V]``."""
-    return process_rows(target.logits[rows], target.sampling, requests)
-
-
-def _pieces(target: TargetRows, indices: Tensor) -> tuple[Tensor, ...]:
-    """``indices [N]`` of work on whole rows in pieces of ``PIECE`` elements or one row."""
-    return indices.split(max(1, PIECE // target.logits.shape[-1]))
+def _pieces(target: TargetRows, items: Tensor) -> tuple[Tensor, ...]:
+    """``items [N, ...]``, each a whole row's work, in pieces of ``PIECE`` elements or one row."""
+    return items.split(max(1, PIECE // target.logits.shape[-1]))
 
 
 def _row_stats(target: TargetRows, draft: Draft) -> tuple[Tensor, Tensor]:
@@ -197,13 +188,16 @@ def _row_stats(target: TargetRows, draft: Draft) -> tuple[Tensor, Tensor]:
     num_draft = draft.tokens.shape[1]
     requests, steps = _places(target, num_draft)
     tokens = torch.nn.functional.pad(draft.tokens, (0, 1))[requests, steps]
-    found = []
-    for rows in _pieces(target, _every_row(target)):
-        values = _processed(target, rows, requests[rows])
-        log_total = values.logsumexp(dim=-1)
-        found.append((log_total, values.gather(-1, tokens[rows, None])[:, 0] - log_total))
-    log_total, log_p = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return log_total, log_p[_row_index(target, num_draft)[:, :num_draft]]
+    totals, drafted = [], []
+    for logits, of, token in zip(
+        *(_pieces(target, x) for x in (target.logits, requests, tokens)), strict=True
+    ):
+        values = process_rows(logits, target.sampling, of)
+        # log max p = max - lse: the fused softmax is the fastest way over a row, and as exact.
+        total = values.amax(dim=-1) - values.softmax(dim=-1).amax(dim=-1).log()
+        totals.append(total)
+        drafted.append(values.gather(-1, token[:, None])[:, 0] - total)
+    return torch.cat(totals), torch.cat(drafted)[_row_index(target, num_draft)[:, :num_draft]]
 
 
 def _residual_mass(
@@ -256,7 +250,7 @@ def _worthwhile(wanted: Tensor) -> Tensor:
 def _probabilities(target: TargetRows, requests: Tensor, index: Tensor, log_total: Tensor) -> Tensor:
     """Target rows ``index [N]`` of requests ``[N]``: ``[N, V]``."""
     rows = (target.starts[requests] + index).clamp(max=len(target.logits) - 1)
-    return _processed(target, rows, requests).sub_(log_total[rows, None]).exp_()
+    return process_rows(target.logits[rows], target.sampling, requests).sub_(log_total[rows, None]).exp_()
 
 
 def _draft_probabilities(target: TargetRows, draft: Draft, requests: Tensor, index: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ def deepspec_parts() -> list[str]:
         "fixed=deepspec.policies.fixed:FixedLength",
         "threshold=deepspec.policies.threshold:ThresholdLength",
         "token=deepspec.verifiers.token:TokenVerifier",
+        "block=deepspec.verifiers.block:BlockVerifier",
         "delta=deepspec.verifiers.delta:DeltaVerifier",
         "ce=deepspec.train.terms:CrossEntropy",
         "soft_ce=deepspec.train.terms:SoftCrossEntropy",

@@ -20,10 +20,11 @@ class VerifyBackend:
 
     name: str
     token_rule: Callable[[TargetRows, Draft, Tensor, Tensor, Tensor], Verdict]
+    block_rule: Callable[[TargetRows, Draft, Tensor, Tensor, Tensor], Verdict]
     delta_rule: Callable[[TargetRows, Draft, Tensor, Tensor], Verdict]
 
 
-_REFERENCE = VerifyBackend("reference", reference.token_rule, reference.delta_rule)
+_REFERENCE = VerifyBackend("reference", reference.token_rule, reference.block_rule, reference.delta_rule)
 
 
 def backend_for(device: torch.device) -> VerifyBackend:

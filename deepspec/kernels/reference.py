@@ -40,6 +40,33 @@ def token_rule(
     return Verdict(accepted=accepted, bonus=bonus)
 
 
+def block_rule(
+    target: TargetRows, draft: Draft, lengths: Tensor, accept: Tensor, residual: Tensor
+) -> Verdict:
+    """Block verification (Sun et al. 2025, 2403.10444): the longest prefix that passes its test is kept.
+
+    With P_0 = 1 and P_i = min(1, P_{i-1} p_i(x_i) / q_i(x_i)), the prefix of i < l tokens passes when
+    u_i < Z_i / (Z_i + 1 - P_i), Z_i being the mass of (P_i p_{i+1} - q_{i+1})+, and that of l when u_l < P_l.
+    Every test is made; after a < l tokens the round closes by (P_a p_{a+1} - q_{a+1})+. Arguments are those
+    of :func:`token_rule`.
+    """
+    num_draft = draft.tokens.shape[1]
+    rows = _row_index(target, num_draft)
+    p = _processed(target).softmax(dim=-1)[rows]
+    if num_draft == 0:
+        return Verdict(accepted=torch.zeros_like(lengths), bonus=draw(p[:, 0], residual))
+    reached = _reached(p, draft)
+    left = _left_over(p, reached, draft, target.sampling)
+    passes = below_one(accept, p.dtype) < _pass_chances(reached, left.sum(dim=-1), lengths)
+    steps = torch.arange(1, num_draft + 1, device=p.device)
+    accepted = (passes * steps).amax(dim=1)
+    requests = torch.arange(len(p), device=p.device)
+    closing = p[requests, accepted]
+    rest = _or_peak(left[requests, accepted.clamp(max=num_draft - 1)], closing)
+    bonus = draw(torch.where((accepted < lengths)[:, None], rest, closing), residual)
+    return Verdict(accepted=accepted, bonus=bonus)
+
+
 def delta_rule(target: TargetRows, draft: Draft, lengths: Tensor, noise: Tensor) -> Verdict:
     """Exact match: draw y_i ~ p_i with noise keyed by absolute position, keep drafts while y_i = x_i.
 
@@ -66,6 +93,23 @@ def token_outcome(target: TargetRows, draft: Draft, lengths: Tensor) -> Tensor:
     return _prefix_law(kept, _residual_law(p[:, :-1], draft, target.sampling), p, lengths)
 
 
+def block_outcome(target: TargetRows, draft: Draft, lengths: Tensor) -> Tensor:
+    """The law of :func:`block_rule` over its uniforms: float64 ``[R, G+1, V]``, accepted count and bonus."""
+    p = _target_law(target, draft)
+    num_draft = draft.tokens.shape[1]
+    if num_draft == 0:
+        return p
+    reached = _reached(p, draft)
+    left = _left_over(p, reached, draft, target.sampling)
+    chances = _pass_chances(reached, left.sum(dim=-1), lengths)
+    later = torch.nn.functional.pad((1 - chances).flip(1).cumprod(dim=1).flip(1), (0, 1), value=1.0)
+    last = torch.nn.functional.pad(chances, (1, 0), value=1.0) * later
+    rest = _or_peak(left, p[:, :-1])
+    rest = torch.nn.functional.pad(rest / rest.sum(dim=-1, keepdim=True), (0, 0, 0, 1))
+    ends = torch.arange(num_draft + 1, device=p.device)[:, None] >= lengths[:, None, None]
+    return last[..., None] * torch.where(ends, p, rest)
+
+
 def delta_outcome(target: TargetRows, draft: Draft, lengths: Tensor) -> Tensor:
     """The law of :func:`delta_rule` over its noise: float64 ``[R, G+1, V]``, accepted count and bonus."""
     p = _target_law(target, draft)
@@ -76,6 +120,46 @@ def delta_outcome(target: TargetRows, draft: Draft, lengths: Tensor) -> Tensor:
     return _prefix_law(kept[..., 0], others / torch.where(total > 0, total, 1.0), p, lengths)
 
 
+def _reached(p: Tensor, draft: Draft) -> Tensor:
+    """P_0..P_G of the block rule, ``[R, G+1]``, for target distributions p ``[R, G+1, V]``."""
+    drafted = p[:, :-1].gather(-1, draft.tokens[..., None])[..., 0]
+    ratios = torch.where(drafted > 0, drafted / draft.log_q.to(p.dtype).exp(), 0.0)
+    columns = [torch.ones_like(p[:, 0, 0])]
+    for ratio in ratios.unbind(1):
+        columns.append((columns[-1] * ratio).clamp(max=1.0))
+    return torch.stack(columns, dim=1)
+
+
+def _left_over(p: Tensor, reached: Tensor, draft: Draft, sampling: Sampling) -> Tensor:
+    """(P_i p_{i+1} - q_{i+1})+ of every i < G: ``[R, G, V]``."""
+    return (reached[:, :-1, None] * p[:, :-1] - _draft_law(p, draft, sampling)).clamp(min=0.0)
+
+
+def _pass_chances(reached: Tensor, mass: Tensor, lengths: Tensor) -> Tensor:
+    """The chance of each prefix's test ``[R, G]``, 0 past ``lengths``, given the masses Z_0..Z_{G-1}."""
+    following = torch.nn.functional.pad(mass[:, 1:], (0, 1))
+    refused = 1 - reached[:, 1:]
+    inner = torch.where(refused > 0, following / (following + refused), 1.0)
+    steps = torch.arange(1, mass.shape[1] + 1, device=mass.device)
+    chances = torch.where(steps == lengths[:, None], reached[:, 1:], inner)
+    return torch.where(steps <= lengths[:, None], chances, 0.0)
+
+
+def _or_peak(left: Tensor, p: Tensor) -> Tensor:
+    """Weights ``[..., V]``, or where they have no mass a certain token: p's most likely."""
+    peak = torch.zeros_like(p).scatter_(-1, p.argmax(dim=-1, keepdim=True), 1.0)
+    return torch.where(left.sum(dim=-1, keepdim=True) > 0, left, peak)
+
+
+def _draft_law(p: Tensor, draft: Draft, sampling: Sampling) -> Tensor:
+    """q of every drafted position in p's type: ``[R, G, V]``."""
+    if draft.logits is None:
+        return torch.nn.functional.one_hot(draft.tokens, p.shape[-1]).to(p.dtype)
+    requests = torch.arange(len(p), device=p.device).repeat_interleave(draft.tokens.shape[1])
+    rows = scale(draft.logits.flatten(0, 1), sampling, requests).unflatten(0, draft.tokens.shape)
+    return (rows.to(p.dtype) - draft.log_sum_exp.to(p.dtype)[..., None]).exp()
+
+
 def _target_law(target: TargetRows, draft: Draft) -> Tensor:
     """The processed target distribution of every (request, position): float64 ``[R, G+1, V]``."""
     rows = _row_index(target, draft.tokens.shape[1])
@@ -84,16 +168,8 @@ def _target_law(target: TargetRows, draft: Draft) -> Tensor:
 
 def _residual_law(p: Tensor, draft: Draft, sampling: Sampling) -> Tensor:
     """(p - q)+ normalised, p's argmax where it has no mass: float64 ``[R, G, V]``."""
-    if draft.logits is None:
-        q = torch.nn.functional.one_hot(draft.tokens, p.shape[-1]).double()
-    else:
-        requests = torch.arange(len(p), device=p.device).repeat_interleave(p.shape[1])
-        rows = scale(draft.logits.flatten(0, 1), sampling, requests).unflatten(0, p.shape[:2])
-        q = (rows.double() - draft.log_sum_exp.double()[..., None]).exp()
-    left = (p - q).clamp(min=0.0)
-    total = left.sum(dim=-1, keepdim=True)
-    peak = torch.zeros_like(p).scatter_(-1, p.argmax(dim=-1, keepdim=True), 1.0)
-    return torch.where(total > 0, left / torch.where(total > 0, total, 1.0), peak)
+    left = _or_peak((p - _draft_law(p, draft, sampling)).clamp(min=0.0), p)
+    return left / left.sum(dim=-1, keepdim=True)
 
 
 def _prefix_law(kept: Tensor, closing: Tensor, p: Tensor, lengths: Tensor) -> Tensor:
@@ -141,8 +217,5 @@ def _residual(p: Tensor, draft: Draft, accepted: Tensor, lengths: Tensor, target
     else:
         rows = scale(draft.logits[requests, index], target.sampling)
         q = (rows - draft.log_sum_exp[requests, index, None].to(p.dtype)).exp()
-    left = (p - q).clamp_(min=0.0)
-    empty = left.sum(dim=-1, keepdim=True) <= 0
-    peak = torch.zeros_like(p).scatter_(-1, p.argmax(dim=-1, keepdim=True), 1.0)
-    left = torch.where(empty, peak, left)
+    left = _or_peak((p - q).clamp_(min=0.0), p)
     return torch.where(rejected[:, None], left, p)

@@ -19,11 +19,9 @@ from deepspec.interfaces import (
     Readout,
     RoundUniforms,
     SequentialHead,
-    Verifier,
 )
 from deepspec.nn import SlotStore
 from deepspec.plugins import create_plugin_manager, register
-from deepspec.sampling.categorical import draw
 from deepspec.strategy import Parts, Strategy
 from deepspec.types import (
     AnchorBlocks,
@@ -37,6 +35,7 @@ from deepspec.types import (
     TokenBatch,
     Verdict,
 )
+from deepspec.verifiers.block import BlockVerifier
 
 
 class Still(Drafter[Tensor]):
@@ -136,54 +135,6 @@ class Told(SequentialHead[int]):
         if k == 1:
             return torch.tensor(self.second, dtype=torch.float64)[previous]
         return torch.full(previous.shape, self.first if k == 0 else 0.5, dtype=torch.float64)
-
-
-class BlockVerifier(Verifier):
-    """The block rule (Sun et al. 2024, 2403.10444): every position is tested, the last that passes counts."""
-
-    name = "block"
-    streams: ClassVar[frozenset[str]] = frozenset({"accept", "residual"})
-
-    def verify(self, target: TargetRows, draft: Draft, lengths: Tensor, uniforms: RoundUniforms) -> Verdict:
-        chances, closing = self._tables(target, draft, lengths)
-        passed = torch.nn.functional.pad(uniforms.accept < chances, (1, 0), value=True)
-        accepted = (passed * torch.arange(passed.shape[1])).amax(dim=1)
-        return Verdict(accepted, draw(closing[torch.arange(len(accepted)), accepted], uniforms.residual))
-
-    def outcome(self, target: TargetRows, draft: Draft, lengths: Tensor) -> Tensor:
-        chances, closing = self._tables(target, draft, lengths)
-        last = torch.nn.functional.pad(chances, (1, 0), value=1.0)
-        later = torch.nn.functional.pad((1 - chances).flip(1).cumprod(dim=1).flip(1), (0, 1), value=1.0)
-        return (last * later)[..., None] * closing
-
-    @staticmethod
-    def _tables(target: TargetRows, draft: Draft, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The chance of each position's test ``[R, G]``, and the law that closes there ``[R, G+1, V]``."""
-        num_draft, scale = draft.tokens.shape[1], target.sampling.temperature[:, None, None]
-        rows = (target.starts[:, None] + torch.arange(num_draft + 1)).clamp(max=len(target.logits) - 1)
-        p = (target.logits[rows] / scale).softmax(dim=-1)
-        if num_draft == 0:
-            return p.new_zeros((len(p), 0)), p
-        q = torch.nn.functional.one_hot(draft.tokens, p.shape[-1]).double()
-        if draft.logits is not None:
-            q = (draft.logits / scale).softmax(dim=-1)
-        ratio = p[:, :-1].gather(-1, draft.tokens[..., None])[..., 0] / draft.log_q.exp()
-        reached = [torch.ones(len(p), dtype=torch.float64)]
-        for column in ratio.unbind(1):
-            reached.append((reached[-1] * column).clamp(max=1.0))
-        reached = torch.stack(reached, dim=1)
-        left = (reached[:, :-1, None] * p[:, :-1] - q).clamp(min=0.0)
-        mass = left.sum(dim=-1)
-        before = mass[:, 1:] + 1 - reached[:, 1:-1]
-        chances = torch.cat([torch.where(before > 0, mass[:, 1:] / before, 1.0), reached[:, -1:]], dim=1)
-        steps = torch.arange(1, num_draft + 1)
-        chances = torch.where(steps == lengths[:, None], reached[:, 1:], chances)
-        peak = torch.nn.functional.one_hot(p.argmax(dim=-1), p.shape[-1]).double()
-        rest = torch.where(mass[..., None] > 0, left / mass[..., None], peak[:, :-1])
-        ends = torch.arange(num_draft + 1)[:, None] >= lengths[:, None, None]
-        return chances * (steps <= lengths[:, None]), torch.where(
-            ends, p, torch.cat([rest, p[:, -1:]], dim=1)
-        )
 
 
 class OneNoise(BlockVerifier):

@@ -22,7 +22,6 @@ from deepspec.strategy import Strategy
 from deepspec.types import Sampling
 from tests.exact import made_parts
 from tests.exact.made_parts import (
-    BlockVerifier,
     Certain,
     DeepestFirst,
     Gates,
@@ -138,7 +137,7 @@ def test_7_one_noise_for_acceptance_and_residual() -> None:
 
 
 def test_8_uniforms_keyed_by_position_under_the_block_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest, keys = subject(BlockVerifier), engine_noise._columns
+    honest, keys = subject(verifier="block"), engine_noise._columns
     for check in (output_law, verdict_law, noise):
         assert check(honest).passed
 

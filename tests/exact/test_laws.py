@@ -20,7 +20,8 @@ from deepspec.plugins import create_plugin_manager, list_parts, resolve_part
 from deepspec.sampling import SamplingParams, batch_sampling
 from deepspec.strategy import Strategy
 from deepspec.types import Draft, Load, TargetRows
-from tests.exact.made_parts import BlockVerifier, Peeks, Still, Told, built, constant_target
+from deepspec.verifiers.block import BlockVerifier
+from tests.exact.made_parts import Peeks, Still, Told, built, constant_target
 from tests.exact_statistics.compositions import THOROUGH
 
 CPU = torch.device("cpu")
@@ -164,7 +165,7 @@ def test_the_block_rule_accepts_what_its_paper_says() -> None:
         torch.arange(4) * 3,
         batch_sampling([SamplingParams()] * 4, 2, CPU),
     )
-    parts = built(target, 2, Still, BlockVerifier)
+    parts = built(target, 2, Still, verifier="block")
     token = built(target, 2, Still, verifier="token")
     expected = []
     for verifier in (token.verifier, parts.verifier):

@@ -1,4 +1,7 @@
-"""Settings of every test: guarded, without the user's cache, GPU tests skipped with a reason."""
+"""Settings of every test: guarded, without the user's cache, GPU tests skipped with a reason.
+
+Without a GPU, Triton's kernels run in its interpreter, which reads its variable when a kernel is decorated.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,11 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 pytest_plugins = ["tests.watch.guards"]
 
@@ -26,11 +33,8 @@ settings.load_profile("thorough" if os.environ.get("DEEPSPEC_THOROUGH") == "1" e
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a CUDA device where there is none."""
-    if item.get_closest_marker("gpu") is not None:
-        import torch
-
-        if not torch.cuda.is_available():
-            pytest.skip("needs a CUDA device, and this machine has none")
+    if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and this machine has none")
 
 
 @pytest.fixture(autouse=True)

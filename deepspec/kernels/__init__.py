@@ -1,7 +1,7 @@
 """Verify kernels behind one choice: which implementation runs is decided here and can be reported.
 
-The plain-torch reference serves the CPU and Apple's GPUs, Triton every other device where it is installed. Triton
-is imported when it is going to run, not before.
+The plain-torch reference serves the CPU and Apple's GPUs, Triton every other device where it is installed.
+Triton is imported when it is going to run, not before.
 """
 
 from __future__ import annotations
@@ -50,10 +50,14 @@ def backend_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Ver
     """
     wanted = os.environ.get(KERNELS_VARIABLE, "")
     if wanted not in ("", "reference", "triton"):
-        raise ConfigError(f"{KERNELS_VARIABLE} is {wanted!r}; allowed are reference and triton, or leave it unset")
+        raise ConfigError(
+            f"{KERNELS_VARIABLE} is {wanted!r}; allowed are reference and triton, or leave it unset"
+        )
     refusal = _refusal(device, dtype)
     if wanted == "triton" and refusal is not None:
-        raise ConfigError(f"{KERNELS_VARIABLE}=triton cannot run here: {refusal}; unset it or set it to reference")
+        raise ConfigError(
+            f"{KERNELS_VARIABLE}=triton cannot run here: {refusal}; unset it or set it to reference"
+        )
     by_default = not wanted and refusal is None and device.type != "cpu"
     backend = _triton() if wanted == "triton" or by_default else _REFERENCE
     return _checked(backend) if os.environ.get(CHECK_VARIABLE) == "1" else backend
@@ -81,9 +85,10 @@ def _triton() -> VerifyBackend:
     from deepspec.kernels import triton_rules
 
     name = "triton (interpreted)" if _interpreting() else "triton"
-    return VerifyBackend(name, triton_rules.token_rule, triton_rules.delta_rule)
+    return VerifyBackend(name, triton_rules.token_rule, triton_rules.block_rule, triton_rules.delta_rule)
 
 
 @cache
 def _checked(backend: VerifyBackend) -> VerifyBackend:
-    return VerifyBackend(backend.name, checked(backend.token_rule), checked(backend.delta_rule))
+    rules = (checked(rule) for rule in (backend.token_rule, backend.block_rule, backend.delta_rule))
+    return VerifyBackend(backend.name, *rules)

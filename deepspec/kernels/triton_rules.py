@@ -18,9 +18,9 @@ from deepspec.kernels import triton_close, triton_rows
 from deepspec.sampling.categorical import BLOCK
 from deepspec.types import Draft, TargetRows, Verdict
 
-#: Leading bits that tell a type's values apart once they are float32 (float16 has 5 + 10, float32's exponent 8).
+#: Leading bits that tell a type's values apart once they are float32, whose exponent has 8.
 DTYPES = {torch.bfloat16: 16, torch.float16: 19, torch.float32: 32}
-# Unfused: a product and a difference round alike in every kernel, so weights are those that masses were summed of.
+# Unfused: a product and a difference round alike in every kernel, so weights are what masses were summed of.
 ENABLE_FP_FUSION = False
 #: Warps of the kernels that work on blocks of the vocabulary; the others take 4.
 _WIDE = 8
@@ -86,12 +86,6 @@ class Workspace:
                 f"a workspace of {given[0]} requests, {given[1]} rows and {given[2]} blocks; this round has "
                 f"{num_requests}, {num_cells} and {num_cells * num_blocks}: allocate one of its size"
             )
-
-    def poison(self) -> None:
-        """Fill everything with NaN and -1: a result that was not written shows."""
-        for field in fields(self):
-            values: Tensor = getattr(self, field.name)
-            values.fill_(float("nan") if values.is_floating_point() else -1)
 
 
 def token_rule(

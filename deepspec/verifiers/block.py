@@ -23,7 +23,7 @@ class BlockVerifier(Verifier):
 
     def verify(self, target: TargetRows, draft: Draft, lengths: Tensor, uniforms: RoundUniforms) -> Verdict:
         """See :class:`deepspec.interfaces.Verifier`."""
-        rule = backend_for(target.logits.device).block_rule
+        rule = backend_for(target.logits.device, target.logits.dtype).block_rule
         return rule(target, draft, lengths, uniforms.accept, uniforms.residual)
 
     def outcome(self, target: TargetRows, draft: Draft, lengths: Tensor) -> Tensor:

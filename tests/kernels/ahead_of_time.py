@@ -44,10 +44,17 @@ def pointer(name: str, dtype: str) -> str:
 
 def compile_one(kernel: Any, dtype: str, changes: dict[str, Any], capability: int) -> dict[str, Any]:
     """Registers, spills and 128-bit loads of one kernel on one architecture."""
-    constants = {n: ({**CONSTANTS, "bits": BITS[dtype]} | changes)[n] for n in kernel.arg_names if n in {*CONSTANTS, "bits"}}
-    sizes = [n for n in kernel.arg_names if n.endswith("_stride") or n.startswith("num_") or n == "vocab_size"]
+    constants = {
+        n: ({**CONSTANTS, "bits": BITS[dtype]} | changes)[n]
+        for n in kernel.arg_names
+        if n in {*CONSTANTS, "bits"}
+    }
+    sizes = [
+        n for n in kernel.arg_names if n.endswith("_stride") or n.startswith("num_") or n == "vocab_size"
+    ]
     signature = {
-        n: "constexpr" if n in constants else "i32" if n in sizes else pointer(n, dtype) for n in kernel.arg_names
+        n: "constexpr" if n in constants else "i32" if n in sizes else pointer(n, dtype)
+        for n in kernel.arg_names
     }
     aligned = {"vocab_size", "row_stride", "draft_stride", "draft_step_stride"}
     attrs = {
@@ -62,7 +69,9 @@ def compile_one(kernel: Any, dtype: str, changes: dict[str, Any], capability: in
         file.write(made.asm["cubin"])
         file.flush()
         usage, code = (
-            subprocess.run([str(TOOLS / tool), *words, file.name], capture_output=True, text=True, check=True).stdout
+            subprocess.run(
+                [str(TOOLS / tool), *words, file.name], capture_output=True, text=True, check=True
+            ).stdout
             for tool, *words in (("cuobjdump", "-res-usage"), ("nvdisasm",))
         )
     return {

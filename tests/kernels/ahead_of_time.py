@@ -31,6 +31,8 @@ INT64 = ("starts", "lengths", "drafted", "top_k", "accepted", "bonus", "drawn")
 INT32 = ("bests", "row_bests", "needed")
 DOUBLE = ("temperature", "top_p", "min_p", "uniforms")
 ROWS = ("logits", "draft")
+#: Sizes that 16 divides, as they do in real models.
+ALIGNED = ("vocab_size", "row_stride", "draft_stride", "draft_step_stride")
 
 
 def pointer(name: str, dtype: str) -> str:
@@ -56,11 +58,10 @@ def compile_one(kernel: Any, dtype: str, changes: dict[str, Any], capability: in
         n: "constexpr" if n in constants else "i32" if n in sizes else pointer(n, dtype)
         for n in kernel.arg_names
     }
-    aligned = {"vocab_size", "row_stride", "draft_stride", "draft_step_stride"}
     attrs = {
         (i,): [["tt.divisibility", 16]]
         for i, n in enumerate(kernel.arg_names)
-        if signature[n].startswith("*") or n in aligned
+        if signature[n].startswith("*") or n in ALIGNED
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attrs)
     options = {"num_warps": triton_rules.num_warps(kernel), "enable_fp_fusion": triton_rules.ENABLE_FP_FUSION}

@@ -18,10 +18,7 @@ from tests.exact_statistics.compositions import THOROUGH
 from tests.kernels.rounds import BLOCK, DEVICE, RULES, Round, Shape, by_kernels, differing, random_round
 
 # The interpreter computes both sides of a tl.where with numpy, which warns of the one that is not taken.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
-    pytest.mark.filterwarnings("ignore:divide by zero encountered:RuntimeWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero) encountered:RuntimeWarning")
 #: Of all requests that the random rounds hold, how many may differ within the margin.
 EXCUSED = 1e-3
 TRUNCATED = ({"top_k": 5}, {"temperature": 0.7, "top_p": 0.8}, {}, {"min_p": 0.2, "top_p": 0.9, "top_k": 9})
@@ -118,6 +115,15 @@ def test_a_draft_is_kept_just_below_the_ratio_of_p_and_q(rule: str, u: float, ac
     verdict = by_kernels(rule, given, block=2)
     assert int(verdict.accepted) == accepted
     assert int(verdict.bonus) == 2  # what p has more than q, and p's second half
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_a_draft_that_p_never_gives_is_refused_whatever_the_uniform(rule: str) -> None:
+    target, draft = _exact([[0.0, 0.5, 0.5, 0.0]] * 2, [[0.5, 0.5, 0.0, 0.0]], [0])
+    zero = [torch.zeros(size, dtype=torch.float64, device=DEVICE) for size in ((1, 1), (1, 2), (1, 2, 2))]
+    given = Round(target, draft, torch.ones(1, dtype=torch.int64, device=DEVICE), *zero)
+    verdict = by_kernels(rule, given, block=2)
+    assert (int(verdict.accepted), int(verdict.bonus)) == (0, 2)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -1,4 +1,4 @@
-"""Every kernel compiles for GPUs that are not here: wide loads, nothing spilled, registers under a ceiling."""
+"""Every kernel compiles for GPUs that are not here: wide loads, no spills, registers under a ceiling."""
 
 from __future__ import annotations
 

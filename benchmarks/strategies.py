@@ -113,7 +113,11 @@ def make_config(cell: Cell, options: argparse.Namespace) -> RunConfig:
     name, changes = VARIANTS[variant]
     anchors = {"anchors_per_sequence": ANCHORS[variant]} if variant in ANCHORS else {}
     return RunConfig(
-        strategy=Strategy.named(name).replace(draft_length=cell["draft_length"], **changes),
+        strategy=Strategy.named(name).replace(
+            draft_length=cell["draft_length"],
+            verifier="token",  # as published numbers are measured
+            **changes,
+        ),
         target=TargetConfig(name=options.target),
         data=DataConfig(paths=options.data, sequence_length=LENGTH),
         train=TrainConfig(

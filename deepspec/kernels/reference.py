@@ -27,16 +27,12 @@ def token_rule(
     """
     num_draft = draft.tokens.shape[1]
     rows = _row_index(target, num_draft)
-    values = _processed(target)
-    log_total = values.logsumexp(dim=-1)
-    token_rows = rows[:, :num_draft]
-    log_p = values[token_rows, draft.tokens] - log_total[token_rows]
-    log_q = draft.log_q.to(log_p.dtype)
-    kept = below_one(accept, log_p.dtype) * log_q.exp() < log_p.exp()
+    p = _processed(target).softmax(dim=-1)  # one pass; on a CPU far faster than a log-sum-exp
+    p_drafted = p[rows[:, :num_draft], draft.tokens]
+    kept = below_one(accept, p.dtype) * draft.log_q.to(p.dtype).exp() < p_drafted
     accepted = _prefix_length(kept, lengths)
-    final = rows.gather(1, accepted[:, None])[:, 0]
-    weights = (values[final] - log_total[final, None]).exp()
-    bonus = draw(_residual(weights, draft, accepted, lengths, target), residual)
+    closing = p[rows.gather(1, accepted[:, None])[:, 0]]
+    bonus = draw(_residual(closing, draft, accepted, lengths, target), residual)
     return Verdict(accepted=accepted, bonus=bonus)
 
 
@@ -132,7 +128,7 @@ def _reached(p: Tensor, draft: Draft) -> Tensor:
 
 def _left_over(p: Tensor, reached: Tensor, draft: Draft, sampling: Sampling) -> Tensor:
     """(P_i p_{i+1} - q_{i+1})+ of every i < G: ``[R, G, V]``."""
-    return (reached[:, :-1, None] * p[:, :-1] - _draft_law(p, draft, sampling)).clamp(min=0.0)
+    return (reached[:, :-1, None] * p[:, :-1]).sub_(_draft_law(p, draft, sampling)).clamp_(min=0.0)
 
 
 def _pass_chances(reached: Tensor, mass: Tensor, lengths: Tensor) -> Tensor:
@@ -157,7 +153,7 @@ def _draft_law(p: Tensor, draft: Draft, sampling: Sampling) -> Tensor:
         return torch.nn.functional.one_hot(draft.tokens, p.shape[-1]).to(p.dtype)
     requests = torch.arange(len(p), device=p.device).repeat_interleave(draft.tokens.shape[1])
     rows = scale(draft.logits.flatten(0, 1), sampling, requests).unflatten(0, draft.tokens.shape)
-    return (rows.to(p.dtype) - draft.log_sum_exp.to(p.dtype)[..., None]).exp()
+    return (rows.to(p.dtype) - draft.log_sum_exp.to(p.dtype)[..., None]).exp_()
 
 
 def _target_law(target: TargetRows, draft: Draft) -> Tensor:

@@ -115,7 +115,8 @@ def test_an_empty_residual_gives_the_argmax_and_never_a_token_without_mass() -> 
         assert int(draw(weights, torch.tensor([[0.0, u]]).double())) in (1, 2)
     p = torch.tensor([[0.25, 0.75]]).double()
     draft = _draft(torch.tensor([[0]]), p.log()[None])
-    forced = Draft(draft.tokens, draft.logits, draft.log_sum_exp, torch.zeros(1, 1).double())
+    # A q above p everywhere leaves nothing, and a log q of 0 refuses.
+    forced = Draft(draft.tokens, draft.logits, draft.log_sum_exp - 0.1, torch.zeros(1, 1).double())
     target = TargetRows(torch.cat([p, p]).log(), torch.tensor([0]), _sampling(1, 2))
     verdict = reference.token_rule(
         target, forced, torch.tensor([1]), torch.tensor([[0.5]]).double(), torch.zeros(1, 2).double()

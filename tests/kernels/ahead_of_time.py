@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from deepspec.kernels import triton_close, triton_rows, triton_rules
+from deepspec.kernels import triton_close, triton_draft, triton_rows, triton_rules
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 #: Vocabulary of Qwen3 in blocks of 4096, and G = 7.
@@ -27,7 +27,7 @@ CONSTANTS = {
     "blockwise": False, "whole_round": False, "block": 4096, "tile": 2048, "steps": 8, "parts": 64,
 }  # fmt: skip
 BITS = {"bf16": 16, "fp16": 19, "fp32": 32}
-INT64 = ("starts", "lengths", "drafted", "top_k", "accepted", "bonus", "drawn")
+INT64 = ("starts", "lengths", "drafted", "top_k", "accepted", "bonus", "drawn", "tokens")
 INT32 = ("bests", "row_bests", "needed")
 DOUBLE = ("temperature", "top_p", "min_p", "uniforms")
 ROWS = ("logits", "draft")
@@ -88,5 +88,5 @@ def compile_one(kernel: Any, dtype: str, changes: dict[str, Any], capability: in
 
 if __name__ == "__main__":
     for name, dtype, changes, capability in json.loads(sys.argv[1]):
-        kernel = next(getattr(m, name) for m in (triton_rows, triton_close) if hasattr(m, name))
+        kernel = next(getattr(m, name) for m in (triton_rows, triton_close, triton_draft) if hasattr(m, name))
         print(json.dumps(compile_one(kernel, dtype, changes, capability)), flush=True)

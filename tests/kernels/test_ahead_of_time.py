@@ -29,6 +29,7 @@ STREAMING: list[tuple[str, dict[str, Any]]] = [
     ("closing_token", {}),
     ("closing_token", {"blockwise": True, "truncated": True}),
     ("draw_rows", {}),
+    ("draw_drafts", {}),
 ]
 DECIDING: list[tuple[str, dict[str, Any]]] = [
     ("accept_drafts", {}),

@@ -31,7 +31,7 @@ def test_the_reference_serves_the_cpu_and_triton_a_gpu() -> None:
 
 
 def test_without_triton_a_gpu_has_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
+    monkeypatch.setattr(kernels, "_is_installed", lambda: False)
     assert backend_for(CUDA, torch.bfloat16).name == "reference"
     monkeypatch.setenv(KERNELS_VARIABLE, "triton")
     with pytest.raises(ConfigError, match="=triton cannot run here: triton is not installed"):

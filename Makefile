@@ -30,7 +30,7 @@ plugins: setup
 	.ci/plugins $(BIN)
 
 mutants: setup
-	$(BIN)/python -m tests.mutants.run $(ARGS)
+	$(BIN)/python tests/mutants/run.py $(ARGS)
 
 # The oldest versions that pyproject.toml allows, in an environment of their own (torch's default wheel is gigabytes).
 OLDEST := .venv-oldest/bin/python

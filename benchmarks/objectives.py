@@ -63,7 +63,8 @@ def strategy_of(objective: str, weights: str) -> Strategy:
     """DSpark with one of the objectives; a head of which no term trains the confidence gives none."""
     terms = TERMS[objective]
     head = {"confidence": "linear" if "confidence" in terms else "none"}
-    return Strategy.named("dspark").replace(objective={"terms": terms, **WEIGHTS[weights]}, head=head)
+    loss = {"terms": terms, **WEIGHTS[weights]}
+    return Strategy.named("dspark").replace(objective=loss, head=head, verifier="token")
 
 
 def measure(cell: Cell) -> Result:

@@ -32,9 +32,11 @@ from deepspec.train import TrainingInterruptedError
 from deepspec.train.optimizer import peak_learning_rate
 from deepspec.types import StepRecord
 
+ROWS, LENGTH = 8, 256
 #: A variant's strategy, and what is changed of it.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "eagle3": ("eagle3", {}),
+    "eagle3-every": ("eagle3", {}),
     "dflash-2": ("dflash", {"drafter": {"num_layers": 2}}),
     "dflash-5": ("dflash", {"drafter": {"num_layers": 5}}),
     "dspark-2": ("dspark", {"drafter": {"num_layers": 2}}),
@@ -49,13 +51,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dspark-2-gated": ("dspark", {"drafter": {"num_layers": 2}, "head": "gated"}),
     "dspark-2-rnn": ("dspark", {"drafter": {"num_layers": 2}, "head": "rnn"}),
 }
+#: Anchors per row where they are not training's default: Eagle 3's paper unrolls at every position.
+ANCHORS = {"eagle3-every": LENGTH}
 #: What each preset trains: variants and draft lengths.
 PRESETS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
     "hour": (("dspark-2", "dflash-2", "eagle3", "mtp-recycled", "dspark-5", "dflash-5"), (7,)),
     "full": (tuple(VARIANTS), (7, 15)),
 }
 TASKS = ("stdlib", "prose")
-ROWS, LENGTH = 8, 256
 
 
 class _OutOfTimeError(Exception):
@@ -106,10 +109,15 @@ def make_cells(options: argparse.Namespace) -> list[Cell]:
 
 def make_config(cell: Cell, options: argparse.Namespace) -> RunConfig:
     """A cell's whole training."""
-    name, changes = VARIANTS[str(cell["variant"])]
-    rate = cell["learning_rate"]
+    variant, rate = str(cell["variant"]), cell["learning_rate"]
+    name, changes = VARIANTS[variant]
+    anchors = {"anchors_per_sequence": ANCHORS[variant]} if variant in ANCHORS else {}
     return RunConfig(
-        strategy=Strategy.named(name).replace(draft_length=cell["draft_length"], **changes),
+        strategy=Strategy.named(name).replace(
+            draft_length=cell["draft_length"],
+            verifier="token",  # as published numbers are measured
+            **changes,
+        ),
         target=TargetConfig(name=options.target),
         data=DataConfig(paths=options.data, sequence_length=LENGTH),
         train=TrainConfig(
@@ -117,6 +125,7 @@ def make_config(cell: Cell, options: argparse.Namespace) -> RunConfig:
             sequences_per_step=ROWS,
             learning_rate=None if rate == "auto" else float(rate),
             validate_every=int(cell["steps"]),
+            **anchors,
         ),
         seed=int(cell["seed"]),
     )

@@ -35,6 +35,8 @@ CLAIMS = (
     ("dspark-2", "dflash-5"),
     ("dspark-2", "eagle3"),
     ("dspark-5", "eagle3"),
+    ("dspark-2", "eagle3-every"),
+    ("dspark-5", "eagle3-every"),
     ("dspark-2", "mtp-recycled"),
     ("dspark-2", "mtp-distinct"),
     ("dspark-2", "draft_model"),

@@ -22,8 +22,9 @@ BAR = 1.89  # what a trial reached with DSpark at these tokens on a target of pe
 
 def measure(name: str, steps: int, folder: Path) -> list[dict[str, Any]]:
     """Train one strategy and evaluate it, sampled and greedy."""
-    config = RunConfig(strategy=deepspec.Strategy.named(name), train=TrainConfig(num_steps=steps), seed=SEED)
-    run = deepspec.train(name, config=config, out=folder / name)
+    strategy = deepspec.Strategy.named(name).replace(verifier="token")  # as published numbers are measured
+    config = RunConfig(strategy=strategy, train=TrainConfig(num_steps=steps), seed=SEED)
+    run = deepspec.train(strategy, config=config, out=folder / name)
     keys = ("strategy", "temperature", "accepted_length", "conditional_acceptance", "num_prompts")
     found = []
     for temperature in TEMPERATURES:

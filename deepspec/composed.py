@@ -30,8 +30,8 @@ class Composed:
     parts: Parts
 
 
-def compose(config: RunConfig) -> Composed:
-    """Load the target and build the strategy's parts for it.
+def compose(config: RunConfig, target: Target | None = None) -> Composed:
+    """Load the target, unless it is given, and build the strategy's parts for it.
 
     Raises ConfigError for parts that do not fit or that nobody has trained, TargetError for a target that
     cannot be loaded.
@@ -42,7 +42,7 @@ def compose(config: RunConfig) -> Composed:
 
     config.strategy.check()
     place = resolve_device(config.device)
-    target = load_target(config.target, device=str(place))
+    target = target or load_target(config.target, device=str(place))
     parts = assemble(config.strategy, target, device=place, dtype=target.dtype, seed=config.seed)
     _check_trained(parts)
     parts.modules().eval()

@@ -18,7 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, NewType, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -46,6 +46,10 @@ class PartConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+
+#: Type of an option that is a token id of the target. ``deepspec check``, whose targets have a handful of
+#: tokens, puts one of those in the place of a larger id.
+TokenId = NewType("TokenId", int)
 
 StateT = TypeVar("StateT")
 

@@ -114,7 +114,7 @@ class Strategy(BaseModel):
     )
     policy: PartSpec = Field(default=PartSpec(type="fixed"), description="how much to draft and to verify")
     verifier: PartSpec = Field(
-        default=PartSpec(type="token"), description="which prefix is kept and what token closes the round"
+        default=PartSpec(type="block"), description="which prefix is kept and what token closes the round"
     )
     objectives: dict[str, Objective] = Field(
         default={}, description="alternatives that `objective` may name, as in --set objective=paper"

@@ -1,4 +1,7 @@
-"""Settings of every test: guarded, without the user's cache, GPU tests skipped with a reason."""
+"""Settings of every test: guarded, without the user's cache, GPU tests skipped with a reason.
+
+Without a GPU, Triton's kernels run in its interpreter, which reads its variable when a kernel is decorated.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# Triton reads this when a kernel is decorated. With a GPU the tests in tests/kernels run compiled kernels.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 

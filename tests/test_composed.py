@@ -13,6 +13,7 @@ from deepspec.composed import compose, opened
 from deepspec.config import EvalConfig, RunConfig
 from deepspec.engine import SamplingParams
 from deepspec.errors import ConfigError
+from deepspec.evaluate import comparison
 from deepspec.hookspecs import PROJECT, hookimpl
 from deepspec.strategy import Strategy
 from tests.command_line import run
@@ -142,3 +143,32 @@ def test_training_what_has_no_weights_is_refused_in_one_line(tmp_path: Path) -> 
     said = "drafter 'ngram' has no weights to train; measure it as it is: deepspec eval --strategy ngram"
     assert ran.err == f"error: {said}\n"
     assert not out.exists()
+
+
+def test_compare_measures_strategies_beside_runs_over_the_same_prompts(monkeypatch) -> None:
+    for name, value in (("BATCH", 2), ("_NUM_ALONE", 1), ("_NUM_BLOCKS", 1)):
+        monkeypatch.setattr(comparison, name, value)
+    words = ["compare", "demo", "--strategy", "ngram", "--tasks", "stdlib", "--num-prompts", "3"]
+    found = run(*words, "--max-tokens", "12", "--json", "-q")
+    assert found.code == 0, found.err
+    trained, untrained = found.json["runs"]
+    assert (trained["name"], untrained["name"], untrained["strategy"]) == ("demo", "ngram", "ngram")
+    assert (untrained["step"], untrained["parameters"], untrained["train_flops"]) == (0, 0, None)
+    assert len(untrained["prompts"].split()) == len(trained["prompts"].split()) == 3
+    [pair] = found.json["paired"]
+    means = [one["accepted_length"]["mean"] for one in (trained, untrained)]
+    assert pair["difference"]["mean"] == pytest.approx(means[0] - means[1])
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (["dflash"], "nobody has trained drafter 'dflash' yet"),
+        (["ngram", "ngram"], "'ngram' is given twice"),
+        (["ngran"], "ngram"),
+    ],
+)
+def test_compare_refuses_what_needs_training_or_comes_twice(given: list[str], complaint: str) -> None:
+    found = run("compare", "demo", *(word for name in given for word in ("--strategy", name)))
+    assert (found.code, found.out, found.err.count("\n")) == (2, "", 1)
+    assert complaint in found.err

@@ -36,6 +36,14 @@ def compare(
         list[str], typer.Argument(metavar="RUN...", help="Run folders of one target, or `demo`.")
     ],
     *,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--strategy",
+            metavar="NAME",
+            help="Beside the runs, a strategy that needs no training; repeatable.",
+        ),
+    ] = None,
     tasks: TasksFlag = None,
     task_file: TaskFileFlag = None,
     temperature: TemperatureFlag = None,
@@ -60,6 +68,7 @@ def compare(
     """Measure drafters of one target on the same prompts, timed by turns."""
     set_up_logging(quiet=quiet, verbose=verbose)
     import deepspec
+    from deepspec import Strategy
     from deepspec.report.tables import comparison_tables
     from deepspec.runs import load_all
 
@@ -73,9 +82,10 @@ def compare(
         seed=seed,
     )
     _check_places(html, out)
+    untrained = [Strategy.named(name) for name in strategy or ()]
     loaded = load_all(runs, device=device, target_device=target_device, trust_remote_code=trust_remote_code)
     found = deepspec.compare(
-        loaded,
+        [*loaded, *untrained],
         tasks=given.get("tasks"),
         task_files=task_file or (),
         config=joined(loaded[0].config.eval, given),

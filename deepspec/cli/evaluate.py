@@ -47,6 +47,12 @@ def evaluate(
     against_transformers: Annotated[
         bool, typer.Option("--against-transformers", help="Also time transformers' generate.")
     ] = False,
+    against_verifier: Annotated[
+        str | None,
+        typer.Option(
+            "--against-verifier", metavar="NAME", help="Also decode with this verifier, and compare τ."
+        ),
+    ] = None,
     device: DeviceFlag = None,
     target_device: TargetDeviceFlag = None,
     trust_remote_code: TrustFlag = False,
@@ -83,6 +89,7 @@ def evaluate(
         task_files=task_file or (),
         config=joined(loaded.config.eval, given),
         against_transformers=against_transformers,
+        against_verifier=against_verifier,
     )
     if json:
         return print_json(report.to_json())

@@ -19,9 +19,10 @@ def result_table(report: EvalReport) -> Table:
     rows = [
         ("strategy", f"{found['strategy']}, draft length {found['draft_length']}"),
         ("target", f"{found['target']} on {found['device']}, temperature {found['temperature']:g}"),
-        ("verify kernel", found["verify_kernel"]),
+        ("verified by", f"{found['verifier']}, kernel {found['verify_kernel']}"),
         ("measured on", f"{found['num_prompts']} prompts, {found['num_rounds']} rounds"),
         ("accepted length τ", interval(found["accepted_length"])),
+        *_gain(found["verifier_gain"]),
         *((f"  {name}", _number(task["accepted_length"], ".3f")) for name, task in found["tasks"].items()),
         ("conditional acceptance", _rates(found["conditional_acceptance"])),
         ("survival", _rates(found["survival"])),
@@ -36,6 +37,10 @@ def result_table(report: EvalReport) -> Table:
         ("measured speed", f"{_times(found['speedup'])} plain decoding{_against_transformers(report)}"),
     ]
     return table(("result", ""), rows)
+
+
+def _gain(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    return [] if found is None else [(f"  less that of {found['against']}", interval(found["difference"]))]
 
 
 def _against_transformers(report: EvalReport) -> str:

@@ -15,7 +15,8 @@ from torch.nn.functional import linear
 
 from deepspec.errors import PluginError
 from deepspec.interfaces import Proposer, Readout
-from deepspec.sampling import Drawn, sampler, scale
+from deepspec.kernels import backend_for
+from deepspec.sampling import Drawn, scale
 from deepspec.types import Anchors, Draft, Load, Sampling
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def run_draft(
 
     ``choose`` stands in for the sampler where every block is enumerated, and reads what ``noise`` holds then.
     """
-    choose = choose or sampler.draw_draft
+    choose = choose or _draw
     drafter, head = parts.drafter, parts.head
     if isinstance(drafter, Proposer):
         return _proposed(drafter, anchors)
@@ -85,6 +86,11 @@ def check_lengths(parts: Parts, lengths: Iterable[int]) -> None:
             "a length outside 0..G, G being what the anchors ask for; mend the plugin that brings it, or "
             "decode with another drafter"
         )
+
+
+def _draw(logits: Tensor, sampling: Sampling, noise: Tensor) -> Drawn:
+    """By the kernel that such rows have on their device."""
+    return backend_for(logits.device, logits.dtype).draw_draft(logits, sampling, noise)
 
 
 def verify_lengths(parts: Parts, drafted: Drafted, counts: Tensor, load: Load) -> Tensor:

@@ -14,7 +14,9 @@ from itertools import combinations, cycle, islice
 from pathlib import Path
 from typing import Any
 
-from deepspec.config import EvalConfig
+from deepspec.composed import Composed, compose
+from deepspec.config import EvalConfig, RunConfig
+from deepspec.errors import ConfigError
 from deepspec.evaluate.acceptance import PairedLengths, PromptLength, compare_lengths, prompt_lengths
 from deepspec.evaluate.measure import (
     SPEED_TOKENS,
@@ -30,7 +32,7 @@ from deepspec.evaluate.tasks import Prompts, collect_prompts, spread
 from deepspec.paths import DEMO
 from deepspec.resources import memory
 from deepspec.runs import Run, TrainingCost, load_all, run_folder
-from deepspec.strategy import Parts
+from deepspec.strategy import Parts, Strategy
 from deepspec.target import Target
 from deepspec.train.assemble import for_decoding
 
@@ -46,11 +48,11 @@ class ComparedRun:
     """One drafter among others; in JSON, ``prompts`` holds tokens/rounds of each prompt.
 
     Attributes:
-        name: of its folder, or the path where two folders have one name.
+        name: of its folder, or the path where two folders have one name; a strategy's own.
         report: as ``evaluate`` makes it, its times measured by turns with the others'.
         speedup_batch16: like the report's ``speedup``, with ``BATCH`` requests decoded together.
-        step: of the checkpoint. parameters: numbers in the draft model's own weights.
-        cost: what training took.
+        step: of the checkpoint, 0 for a strategy. parameters: numbers in the draft model's own weights.
+        cost: what training took, where there was any.
         lengths: what each prompt came to, in the prompts' order.
     """
 
@@ -123,7 +125,7 @@ class Comparison:
 
 
 def compare(
-    runs: Sequence[Run | str | Path],
+    runs: Sequence[Run | Strategy | str | Path],
     *,
     tasks: Sequence[str] | None = None,
     task_files: Sequence[str] = (),
@@ -132,21 +134,23 @@ def compare(
     """Decode the same prompts with each run's drafter, and time all of them by turns.
 
     Args:
-        runs: loaded runs, run folders, or ``demo``, all trained for one target.
+        runs: loaded runs, run folders, or ``demo``, all trained for one target; beside them strategies that
+            need no training, to draft for it, too.
         tasks: task names, or ``NAME=FILE.jsonl`` for prompts of your own; the configuration's when neither
             these nor ``task_files`` are given.
         task_files: more of the latter.
         config: sampling, sizes and batch; the first run's own when None.
 
     Raises:
-        ConfigError: runs of different targets, none, one given twice; an unknown task, or one named twice.
+        ConfigError: runs of different targets, none, one given twice; a strategy that needs training; an
+            unknown task, or one named twice.
         DataError: prompts that cannot be had, read, or fitted into the target's positions.
         ResourceError: memory ran out.
     """
-    loaded = load_all(runs)
+    loaded = _loaded(runs)
     names = _names(loaded)
-    settings = config or loaded[0].config.eval
-    target = loaded[0].target
+    first = next(run for run in loaded if isinstance(run, Run))
+    settings, target = config or first.config.eval, first.target
     drafted = [for_decoding(run.parts, target) for run in loaded]
     prompts = collect_prompts(task_names(tasks, task_files, settings), target, settings)
     with memory(lambda: needs_memory(settings)):
@@ -160,9 +164,9 @@ def compare(
             name=names[place],
             report=make_report(target, parts, settings, rounds[place], alone[place]),
             speedup_batch16=together[place].speedup,
-            step=run.step,
+            step=run.step if isinstance(run, Run) else 0,
             parameters=sum(weight.numel() for weight in parts.modules().parameters()),
-            cost=run.cost,
+            cost=run.cost if isinstance(run, Run) else TrainingCost(),
             lengths=tuple(length for task in rounds[place].values() for length in prompt_lengths(task)),
         )
         for place, (run, parts) in enumerate(zip(loaded, drafted, strict=True))
@@ -174,10 +178,29 @@ def compare(
     return Comparison(compared, pairs, settings)
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
-    """Each run's folder name, or its path where folders share one."""
-    short = [DEMO if run.path == run_folder(DEMO) else run.path.name for run in runs]
-    return [name if short.count(name) == 1 else str(run.path) for name, run in zip(short, runs, strict=True)]
+def _loaded(runs: Sequence[Run | Strategy | str | Path]) -> list[Run | Composed]:
+    """The runs with the one target that they share, and the strategies put on it, in the order given."""
+    trained = load_all([run for run in runs if not isinstance(run, Strategy)])
+    first, following = trained[0], iter(trained)
+    device = str(first.parts.drafter.context.target.embedding.device)
+    found: list[Run | Composed] = []
+    for run in runs:
+        if isinstance(run, Strategy):
+            config = RunConfig(strategy=run, target=first.config.target, device=device)
+            found.append(compose(config, first.target))
+        else:
+            found.append(next(following))
+    return found
+
+
+def _names(runs: Sequence[Run | Composed]) -> list[str]:
+    """Each run's folder name, or its path where folders share one; a strategy's name."""
+    paths = [run.path if isinstance(run, Run) else Path(run.config.strategy.name) for run in runs]
+    short = [DEMO if path == run_folder(DEMO) else path.name for path in paths]
+    names = [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"{twice[0]!r} is given twice; give each once, and runs by their paths")
+    return names
 
 
 def _time(

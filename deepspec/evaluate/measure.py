@@ -7,6 +7,7 @@ At the defaults and with the demo target this decodes 128 prompts of 128 tokens 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,10 +16,10 @@ from deepspec.composed import Composed, opened
 from deepspec.config import EvalConfig
 from deepspec.engine import Engine, SamplingParams
 from deepspec.environment import device_name, versions
-from deepspec.evaluate.acceptance import measure_acceptance
-from deepspec.evaluate.report import EvalReport, TaskResult
+from deepspec.evaluate.acceptance import compare_lengths, measure_acceptance, prompt_lengths
+from deepspec.evaluate.report import EvalReport, TaskResult, VerifierGain
 from deepspec.evaluate.speed import Speed, measure_speed
-from deepspec.evaluate.tasks import collect_prompts, spread
+from deepspec.evaluate.tasks import Prompts, collect_prompts, spread
 from deepspec.kernels import backend_for
 from deepspec.plugins import create_plugin_manager, round_observer
 from deepspec.resources import memory
@@ -40,6 +41,7 @@ def evaluate(
     task_files: Sequence[str] = (),
     config: EvalConfig | None = None,
     against_transformers: bool = False,
+    against_verifier: str | None = None,
 ) -> EvalReport:
     """Decode the tasks' prompts with a drafter and report acceptance and speed.
 
@@ -51,15 +53,17 @@ def evaluate(
         task_files: more of the latter.
         config: sampling, sizes and batch; the run's own when None.
         against_transformers: also time transformers' ``generate`` on the speed prompts.
+        against_verifier: a verifier to decode the same prompts and seeds with, too, and compare τ with.
 
     Raises:
-        ConfigError: an unknown task, one named twice, or a strategy that needs training.
+        ConfigError: an unknown task or verifier, a task named twice, or a strategy that needs training.
         DataError: prompts that cannot be had, read, or fitted into the target's positions.
         ResourceError: memory ran out.
     """
     loaded = opened(run, target=target)
     settings = config or loaded.config.eval
     model, parts = loaded.target, for_decoding(loaded.parts, loaded.target)
+    other = None if against_verifier is None else with_verifier(parts, against_verifier)
     prompts = collect_prompts(task_names(tasks, task_files, settings), model, settings)
     everything = [prompt for found in prompts.values() for prompt in found]
     with memory(lambda: needs_memory(settings)):
@@ -71,7 +75,36 @@ def evaluate(
             sampling_params(settings, max_tokens=min(settings.max_tokens, SPEED_TOKENS)),
             against_transformers=against_transformers,
         )
-    return make_report(model, parts, settings, by_task, speed)
+        report = make_report(model, parts, settings, by_task, speed)
+        return (
+            report
+            if other is None
+            else replace(report, verifier_gain=_gain(model, other, by_task, prompts, settings))
+        )
+
+
+def with_verifier(parts: Parts, name: str) -> Parts:
+    """The same parts under another verifier; raises ConfigError when nobody registered one of that name."""
+    strategy = parts.strategy.replace(verifier=name)
+    cls, config = strategy.check()["verifier"]
+    return replace(parts, strategy=strategy, verifier=cls(config, parts.verifier.context))
+
+
+def _gain(
+    target: Target,
+    other: Parts,
+    by_task: Mapping[str, list[list[RequestRound]]],
+    prompts: Mapping[str, Prompts],
+    config: EvalConfig,
+) -> VerifierGain:
+    """What the rounds that were measured gain on those of ``other``."""
+    ours = [length for rounds in by_task.values() for length in prompt_lengths(rounds)]
+    theirs = [
+        length
+        for found in prompts.values()
+        for length in prompt_lengths(decode_rounds(target, other, found, config))
+    ]
+    return VerifierGain(other.verifier.name, compare_lengths(ours, theirs, seed=config.seed))
 
 
 def task_names(tasks: Sequence[str] | None, task_files: Sequence[str], config: EvalConfig) -> list[str]:
@@ -140,6 +173,7 @@ def make_report(
     tau = total.accepted_length
     return EvalReport(
         strategy=parts.strategy.name,
+        verifier=parts.verifier.name,
         target=target.name,
         device=_describe(target.device),
         verify_kernel=backend_for(target.device, target.dtype).name,

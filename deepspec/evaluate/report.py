@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from deepspec.evaluate.acceptance import Interval, PositionRates
+from deepspec.evaluate.acceptance import Interval, PairedLengths, PositionRates
 
 SCHEMA = 1
 
@@ -19,11 +19,29 @@ class TaskResult:
 
 
 @dataclass(frozen=True)
+class VerifierGain:
+    """Accepted length against another verifier's over the same prompts and seeds; None without rounds."""
+
+    against: str
+    lengths: PairedLengths | None
+
+    def to_json(self) -> dict[str, Any]:
+        """``difference`` and ``ratio`` of accepted length, this verifier's to the other's."""
+        found = self.lengths
+        return {
+            "against": self.against,
+            "difference": as_json(None if found is None else found.difference),
+            "ratio": as_json(None if found is None else found.ratio),
+        }
+
+
+@dataclass(frozen=True)
 class EvalReport:
     """An evaluation. Acceptance is measured at the configured batch, times and speeds at batch 1.
 
     Attributes:
-        strategy, target, device: what was measured, and where. verify_kernel: which implementation verified.
+        strategy, verifier, target, device: what was measured, and where.
+        verify_kernel: which implementation of the verifier's rule ran.
         draft_length: G. temperature: of target and drafter.
         num_prompts, num_rounds: that acceptance was measured on.
         accepted_length: tokens gained a round, bonus token included, over all tasks; None without a round.
@@ -34,9 +52,11 @@ class EvalReport:
         draft_ms, verify_ms, target_ms: median times of a round's two halves, and of a plain step.
         tokens_per_s_transformers: of ``generate`` with its cache on the same prompts, when asked for.
         tasks: by name. versions: of what computed it.
+        verifier_gain: over another verifier, when asked for.
     """
 
     strategy: str
+    verifier: str
     target: str
     device: str
     verify_kernel: str
@@ -56,12 +76,14 @@ class EvalReport:
     tokens_per_s_transformers: float | None
     tasks: dict[str, TaskResult]
     versions: dict[str, str]
+    verifier_gain: VerifierGain | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values for ``json.dumps``."""
         return {
             "schema": SCHEMA,
             "strategy": self.strategy,
+            "verifier": self.verifier,
             "target": self.target,
             "draft_length": self.draft_length,
             "temperature": self.temperature,
@@ -90,6 +112,7 @@ class EvalReport:
             },
             "device": self.device,
             "verify_kernel": self.verify_kernel,
+            "verifier_gain": None if self.verifier_gain is None else self.verifier_gain.to_json(),
             "versions": dict(self.versions),
         }
 

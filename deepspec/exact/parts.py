@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor, nn
 
 from deepspec.exact.toy import ToyTarget
-from deepspec.interfaces import BuildContext, Drafter, PartConfig, Readout
+from deepspec.interfaces import BuildContext, Drafter, PartConfig, Readout, TokenId
 from deepspec.nn import SlotStore
 from deepspec.strategy import Parts, Strategy
 from deepspec.types import AnchorBlocks, Anchors, Extension, Features, TokenBatch
@@ -74,6 +74,20 @@ class ToyDrafter(Drafter[_Unrolled]):
 
     def _advance(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         return torch.tanh(self.recurrent(hidden) + self.inward(self.context.target.embedding[tokens]))
+
+
+def for_vocabulary(
+    strategy: Strategy, vocab_size: int, manager: pluggy.PluginManager | None = None
+) -> Strategy:
+    """``strategy`` with the vocabulary's last id wherever an option is a token id beyond it."""
+    changes = {}
+    for kind, (_, config) in strategy.check(manager).items():
+        fields = type(config).model_fields.items()
+        names = [name for name, field in fields if TokenId in (field.annotation, *get_args(field.annotation))]
+        beyond = [name for name in names if (getattr(config, name) or 0) >= vocab_size]
+        if beyond:
+            changes[kind] = dict.fromkeys(beyond, vocab_size - 1)
+    return strategy.replace(**changes)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deepspec.exact.law import Laws, Strings, all_blocks, one_request, possible_blocks, two_requests
 from deepspec.exact.noise import VerdictCutter, shared_noise
-from deepspec.exact.parts import random_parts
+from deepspec.exact.parts import for_vocabulary, random_parts
 from deepspec.exact.rows import ChosenDraft, Rows, sampler_edges
 from deepspec.exact.toy import ToyTarget
 from deepspec.interfaces import Proposer, Verifier
@@ -44,14 +44,16 @@ class Subject:
     def build(self, vocab: int, num_draft: int, seed: int) -> tuple[ToyTarget, Parts]:
         """A random target and random parts; no more tokens are drafted than the strategy drafts."""
         target = ToyTarget(vocab, seed=seed, num_layers=self._num_layers)
-        strategy = self.strategy.replace(draft_length=min(num_draft, self.strategy.draft_length))
+        strategy = for_vocabulary(self.strategy, vocab, self.manager)
+        strategy = strategy.replace(draft_length=min(num_draft, strategy.draft_length))
         return target, random_parts(strategy, target, seed, self.manager)
 
     @cached_property
     def _num_layers(self) -> int:
         """Layers of the toy target: more than a few where the strategy names those of a deep target."""
         info = ToyTarget().info
-        tapped = self.strategy.build(info, manager=self.manager).drafter.target_layers
+        strategy = for_vocabulary(self.strategy, info.vocab_size, self.manager)
+        tapped = strategy.build(info, manager=self.manager).drafter.target_layers
         return max(info.num_layers, 2 + max(tapped, default=0))
 
     @property

@@ -18,7 +18,8 @@ from torch import Tensor
 from deepspec.errors import ConfigError
 from deepspec.kernels import reference
 from deepspec.kernels.checks import checked
-from deepspec.types import Draft, TargetRows, Verdict
+from deepspec.sampling import Drawn, sampler
+from deepspec.types import Draft, Sampling, TargetRows, Verdict
 
 __all__ = ["CHECK_VARIABLE", "KERNELS_VARIABLE", "VerifyBackend", "backend_for"]
 
@@ -31,15 +32,25 @@ _TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 @dataclass(frozen=True)
 class VerifyBackend:
-    """The verification rules of one implementation; see ``reference`` for what each must compute."""
+    """Draft sampler and verification rules of one implementation.
+
+    See ``deepspec.sampling.sampler`` and ``reference`` for what each must compute.
+    """
 
     name: str
+    draw_draft: Callable[[Tensor, Sampling, Tensor], Drawn]
     token_rule: Callable[[TargetRows, Draft, Tensor, Tensor, Tensor], Verdict]
     block_rule: Callable[[TargetRows, Draft, Tensor, Tensor, Tensor], Verdict]
     delta_rule: Callable[[TargetRows, Draft, Tensor, Tensor], Verdict]
 
 
-_REFERENCE = VerifyBackend("reference", reference.token_rule, reference.block_rule, reference.delta_rule)
+def _draw_draft(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Drawn:
+    return sampler.draw_draft(logits, sampling, uniforms)  # looked up anew, so that a check may replace it
+
+
+_REFERENCE = VerifyBackend(
+    "reference", _draw_draft, reference.token_rule, reference.block_rule, reference.delta_rule
+)
 
 
 def backend_for(device: torch.device, dtype: torch.dtype = torch.float32) -> VerifyBackend:
@@ -65,7 +76,7 @@ def backend_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Ver
 
 def _refusal(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why Triton cannot serve such rows, or None; it may have other backends than CUDA's."""
-    if find_spec("triton") is None:
+    if not _is_installed():
         return "triton is not installed (it exists for Linux)"
     if device.type in ("mps", "meta"):
         return f"triton has nothing for device {device.type}"
@@ -76,18 +87,25 @@ def _refusal(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+@cache
+def _is_installed() -> bool:
+    return find_spec("triton") is not None
+
+
 def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 @cache
 def _triton() -> VerifyBackend:
-    from deepspec.kernels import triton_rules
+    from deepspec.kernels import triton_draft, triton_rules
 
     name = "triton (interpreted)" if _interpreting() else "triton"
-    return VerifyBackend(name, triton_rules.token_rule, triton_rules.delta_rule)
+    rules = (triton_rules.token_rule, triton_rules.block_rule, triton_rules.delta_rule)
+    return VerifyBackend(name, triton_draft.draw_draft, *rules)
 
 
 @cache
 def _checked(backend: VerifyBackend) -> VerifyBackend:
-    return VerifyBackend(backend.name, checked(backend.token_rule), checked(backend.delta_rule))
+    rules = (checked(rule) for rule in (backend.token_rule, backend.block_rule, backend.delta_rule))
+    return VerifyBackend(backend.name, backend.draw_draft, *rules)

@@ -43,8 +43,8 @@ def check_round(target: TargetRows, draft: Draft, lengths: Tensor, *uniforms: Te
     if (found := _first(outside)) is not None:
         r, k = found
         raise ConfigError(
-            f"request {r} drafted token {int(draft.tokens[r, k])} at position {k}; "
-            f"allowed are 0..{vocab_size - 1}"
+            f"request {r} drafted token {int(draft.tokens[r, k])} at position {k}; allowed are "
+            f"0..{vocab_size - 1}"
         )
     rows = (target.starts[:, None] + steps).clamp(max=len(target.logits) - 1)
     _check_rows("target", target.logits[rows.flatten()].unflatten(0, rows.shape), used)

@@ -120,7 +120,7 @@ def residual_masses(
     truncated: tl.constexpr, one_hot: tl.constexpr, blockwise: tl.constexpr, whole_round: tl.constexpr,
     block: tl.constexpr,
 ):  # fmt: skip
-    """Residual mass of each block: of the row that refused its draft, or (``whole_round``) of all needed."""
+    """Residual mass of each block: of the row that refused its draft, or of every needed row."""
     program = tl.program_id(0)
     owner, part = (program // num_blocks).to(tl.int64), program % num_blocks
     if whole_round:

@@ -18,13 +18,13 @@ from deepspec.kernels import triton_close, triton_rows
 from deepspec.sampling.categorical import BLOCK
 from deepspec.types import Draft, TargetRows, Verdict
 
-#: Leading bits that tell a type's values apart once they are float32, whose exponent has 8 bits.
+#: Leading bits that tell a type's values apart once they are float32, whose exponent has 8.
 DTYPES = {torch.bfloat16: 16, torch.float16: 19, torch.float32: 32}
-# Unfused: sums of products round alike in every kernel, so weights are those that the masses were summed of.
+# Unfused: a product and a difference round alike in every kernel, so weights are what masses were summed of.
 ENABLE_FP_FUSION = False
 #: Warps of the kernels that work on blocks of the vocabulary; the others take 4.
 _WIDE = 8
-_BLOCKWISE = {"cut_offs", "block_stats", "residual_masses", "closing_token", "draw_rows"}
+_BLOCKWISE = {"cut_offs", "block_stats", "residual_masses", "closing_token", "draw_rows", "draw_drafts"}
 #: Tokens that the search for cut-offs takes at a time, which no result depends on.
 _TILE = 2048
 
@@ -164,7 +164,10 @@ class _Launcher:
     def __init__(
         self, target: TargetRows, draft: Draft, lengths: Tensor, workspace: Workspace | None, block: int
     ) -> None:
-        rows, stored = _rows(target.logits), None if draft.logits is None else _rows(draft.logits)
+        rows, stored = (
+            contiguous_rows(target.logits),
+            (None if draft.logits is None else contiguous_rows(draft.logits)),
+        )
         num_rows, vocab_size = rows.shape
         self.requests, num_draft = draft.tokens.shape
         self.cells, num_blocks = self.requests * (num_draft + 1), triton.cdiv(vocab_size, block)
@@ -242,7 +245,7 @@ class _Launcher:
         return Verdict(accepted=self.workspace.accepted, bonus=self.workspace.bonus)
 
 
-def _rows(logits: Tensor) -> Tensor:
+def contiguous_rows(logits: Tensor) -> Tensor:
     """Logits that the kernels can read, each row contiguous."""
     if logits.dtype not in DTYPES:
         known = ", ".join(str(dtype) for dtype in DTYPES)

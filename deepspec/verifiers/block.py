@@ -1,8 +1,7 @@
-"""The block rule: every position is tested against the product of ratios up to it, and the last that passes
-is kept, so that one bad token need not end a good block.
+"""The block rule: judge the drafted tokens as a whole, and keep the longest prefix that passes.
 
-Sun et al. 2024 (2403.10444). It accepts no fewer tokens than the token rule in expectation, keeps the same
-law, and lengths may be whatever that rule allows. Accept and residual read disjoint streams.
+Sun et al. 2025 (2403.10444). It never accepts fewer tokens in expectation than the token rule. It reads every
+position's uniform in every round, so those must be keyed by anchor and index, never by the token's own place.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from deepspec.types import Draft, TargetRows, Verdict
 
 
 class BlockVerifier(Verifier):
-    """Speculative sampling, one joint test of the block."""
+    """Block verification."""
 
     name = "block"
     streams: ClassVar[frozenset[str]] = frozenset({"accept", "residual"})
 
     def verify(self, target: TargetRows, draft: Draft, lengths: Tensor, uniforms: RoundUniforms) -> Verdict:
         """See :class:`deepspec.interfaces.Verifier`."""
-        rule = backend_for(target.logits.device).block_rule
+        rule = backend_for(target.logits.device, target.logits.dtype).block_rule
         return rule(target, draft, lengths, uniforms.accept, uniforms.residual)
 
     def outcome(self, target: TargetRows, draft: Draft, lengths: Tensor) -> Tensor:

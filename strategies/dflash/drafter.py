@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from deepspec.errors import ConfigError
-from deepspec.interfaces import BuildContext, Drafter, PartConfig, Readout
+from deepspec.interfaces import BuildContext, Drafter, PartConfig, Readout, TokenId
 from deepspec.nn import (
     AnchorGrid,
     Attention,
@@ -44,7 +44,7 @@ class DFlashConfig(PartConfig):
     target_layers: tuple[int, ...] | None = Field(
         default=None, description="tapped target layers, 0-based, never the last"
     )
-    mask_token_id: int | None = Field(default=None, description="token id that real text never uses")
+    mask_token_id: TokenId | None = Field(default=None, description="token id that real text never uses")
     sample_from_anchor: bool = Field(
         default=True,
         description="whether the anchor's slot gives the first draft token: G slots; false is the original "

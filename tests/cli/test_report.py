@@ -12,6 +12,7 @@ from deepspec.evaluate import EvalReport, Interval, PositionRates, TaskResult
 
 REPORT = EvalReport(
     strategy="toy",
+    verifier="token",
     target="demo",
     device="cpu",
     verify_kernel="reference",

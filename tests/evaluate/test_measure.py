@@ -12,12 +12,16 @@ from deepspec.engine import Engine
 from deepspec.errors import ConfigError, DataError, TargetError
 from deepspec.evaluate import evaluate
 from deepspec.evaluate.acceptance import tokens_gained
-from deepspec.evaluate.measure import decode_rounds, sampling_params
+from deepspec.evaluate.measure import decode_rounds, sampling_params, with_verifier
 from deepspec.evaluate.speed import measure_speed
 from deepspec.evaluate.tasks import collect_prompts
 from tests.tiny_runs import EVAL_KEYS, save_prompts, untrained_run
 
-EXTRA_KEYS = {"verify_kernel", "counts", "predicted_speedup", "target_ms", "tokens_per_s_transformers"}
+EXTRA_KEYS = {"counts", "predicted_speedup", "target_ms", "tokens_per_s_transformers"} | {
+    "verifier",
+    "verifier_gain",
+    "verify_kernel",
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +44,7 @@ def test_the_report_has_the_documented_keys_and_is_json(run, task_file):
     assert set(found) == EVAL_KEYS | EXTRA_KEYS
     assert (found["schema"], found["strategy"], found["target"]) == (1, "dspark", "tiny")
     assert (found["draft_length"], found["temperature"], found["device"]) == (3, 1.0, "cpu")
-    assert found["verify_kernel"] == "reference"
+    assert (found["verify_kernel"], found["verifier_gain"]) == ("reference", None)
     assert set(found["accepted_length"]) == {"mean", "ci95"}
     low, high = found["accepted_length"]["ci95"]
     assert 1 <= low <= found["accepted_length"]["mean"] <= high <= 4
@@ -139,3 +143,22 @@ def test_in_blocks_the_same_tokens_are_timed_and_every_drafter_meets_the_same_pl
     pairs = zip(first.seconds["plain"], first.seconds["speculative"], strict=True)
     assert first.speedup == pytest.approx(sum(slow / fast for slow, fast in pairs) / 2)
     assert first.tokens_per_s == pytest.approx(sum(12 / t for t in first.seconds["speculative"]) / 2)
+
+
+def test_another_verifier_decodes_the_same_prompts_and_seeds(run, task_file):
+    config = EvalConfig(num_prompts=3, max_tokens=8, batch=3)
+    found = evaluate(run, tasks=[task_file], config=config, against_verifier="delta").to_json()
+    gain = found["verifier_gain"]
+    other = evaluate(
+        dataclasses.replace(run, parts=with_verifier(run.parts, "delta")), tasks=[task_file], config=config
+    ).to_json()
+    assert (gain["against"], other["verifier"], found["verifier"]) == (
+        "delta",
+        "delta",
+        run.parts.verifier.name,
+    )
+    means = [one["accepted_length"]["mean"] for one in (found, other)]
+    assert gain["difference"]["mean"] == pytest.approx(means[0] - means[1])
+    assert gain["ratio"]["mean"] == pytest.approx(means[0] / means[1])
+    with pytest.raises(ConfigError, match="blok"):
+        evaluate(run, tasks=[task_file], config=config, against_verifier="blok")

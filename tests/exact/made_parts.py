@@ -1,4 +1,4 @@
-"""Parts made for these tests: given drafts and confidences, shared noise, and policies that cheat."""
+"""Parts made for these tests: given drafts and confidences, the block rule, and policies that cheat."""
 
 from __future__ import annotations
 

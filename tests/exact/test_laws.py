@@ -19,7 +19,7 @@ from deepspec.interfaces import LengthPolicy
 from deepspec.plugins import create_plugin_manager, list_parts, resolve_part
 from deepspec.sampling import SamplingParams, batch_sampling
 from deepspec.strategy import Strategy
-from deepspec.types import Load
+from deepspec.types import Draft, Load, TargetRows
 from deepspec.verifiers.block import BlockVerifier
 from tests.exact.made_parts import Peeks, Still, Told, built, constant_target
 from tests.exact_statistics.compositions import THOROUGH
@@ -150,6 +150,28 @@ def test_a_chosen_block_is_drawn_by_the_real_sampler() -> None:
     assert torch.equal(chosen.draft.tokens, blocks)
     torch.testing.assert_close(chosen.weight, chosen.draft.log_q.exp().prod(dim=1), atol=1e-13, rtol=0)
     torch.testing.assert_close(chosen.weight.sum(), torch.tensor(1.0).double())
+
+
+def test_the_block_rule_accepts_what_its_paper_says() -> None:
+    """The two-token example of Sun et al.: 10/9 under the token rule, 11/9 under the block rule."""
+    target = constant_target(1 / 3, 2 / 3)
+    drafter = constant_target(2 / 3, 1 / 3)
+    q = drafter.info.lm_head[:, -1]
+    blocks = all_blocks(2, 2)
+    log_q = q[blocks]
+    draft = Draft(blocks, q.expand(4, 2, 2), torch.zeros(4, 2).double(), log_q)
+    rows = TargetRows(
+        target.info.lm_head[:, -1].expand(12, 2),
+        torch.arange(4) * 3,
+        batch_sampling([SamplingParams()] * 4, 2, CPU),
+    )
+    parts = built(target, 2, Still, verifier="block")
+    token = built(target, 2, Still, verifier="token")
+    expected = []
+    for verifier in (token.verifier, parts.verifier):
+        outcome = verifier.outcome(rows, draft, torch.full((4,), 2)).sum(dim=-1)
+        expected.append(float((outcome @ torch.arange(3.0).double()) @ log_q.exp().prod(dim=1)))
+    assert expected == pytest.approx([10 / 9, 11 / 9])
 
 
 def test_a_verifier_whose_verdicts_never_settle_is_refused() -> None:

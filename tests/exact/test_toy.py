@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -54,6 +56,15 @@ def test_a_strategy_that_names_deep_layers_is_checked_on_a_deep_target() -> None
     target, parts = Subject(strategy, create_plugin_manager()).build(3, 2, 0)
     assert target.info.num_layers == 19
     assert parts.drafter.target_layers == (1, 17)
+
+
+def test_a_strategy_that_names_a_token_of_a_large_vocabulary_is_checked_with_one_of_the_few() -> None:
+    strategy = Strategy.named("dspark").replace(drafter={"mask_token_id": 151_669})
+    subject = Subject(strategy, create_plugin_manager())
+    _, parts = subject.build(3, 2, 0)
+    assert parts.drafter.reserved_token_ids == (2,)
+    named = replace(subject, strategy=strategy.replace(drafter={"mask_token_id": 1}))
+    assert named.build(3, 2, 0)[1].drafter.reserved_token_ids == (1,)
 
 
 def test_the_engine_decodes_it_and_the_delta_rule_equals_plain_decoding() -> None:

@@ -56,16 +56,14 @@ def info(real: TargetInfo) -> Iterator[TargetInfo]:
         yield replace(real, **weights)
 
 
-def _sampling(device: str = "cpu") -> Sampling:
-    return _valueless(batch_sampling(PARAMS, VOCAB, CPU), device)
+def _sampling() -> Sampling:
+    return _valueless(batch_sampling(PARAMS, VOCAB, CPU))
 
 
-def _valueless(sampling: Sampling, device: str) -> Sampling:
+def _valueless(sampling: Sampling) -> Sampling:
     """Fake tensors of known constants keep their values; adding zero to them loses these."""
     fields = ("temperature", "top_k", "top_p", "min_p")
-    return replace(
-        sampling, **{name: (getattr(sampling, name) + torch.zeros(()).long()).to(device) for name in fields}
-    )
+    return replace(sampling, **{name: getattr(sampling, name) + torch.zeros(()).long() for name in fields})
 
 
 def _ids(*shape: int) -> Tensor:
@@ -152,19 +150,19 @@ def test_policies_wait_for_nothing(info: TargetInfo, policy: str) -> None:
 @pytest.mark.parametrize("one_hot", [False, True])
 @pytest.mark.parametrize("verifier", VERIFIERS)
 def test_verifiers_wait_for_nothing(info: TargetInfo, verifier: str, one_hot: bool) -> None:
-    """On a device that is not the host: where the two are one, looking at a value is no waiting."""
-    chosen = _build(info, verifier=verifier).verifier
-    shape, width = (NUM_REQUESTS, DRAFT_LENGTH), 1 + DRAFT_LENGTH
-    sampling = _sampling("meta")
-    with torch.device("meta"):
-        logits = None if one_hot else torch.randn(*shape, VOCAB)
-        draft = Draft(_ids(*shape), logits, torch.zeros(shape), torch.zeros(shape))
-        starts = torch.arange(NUM_REQUESTS) * width
-        rows = TargetRows(torch.randn(NUM_REQUESTS * width, VOCAB), starts, sampling)
-        accept, residual = torch.rand(shape), torch.rand(NUM_REQUESTS, 2)
-        uniforms = RoundUniforms(accept, residual, torch.rand(NUM_REQUESTS, width, 2))
-        lengths = torch.full((NUM_REQUESTS,), DRAFT_LENGTH)
-    verdict = chosen.verify(rows, draft, lengths, uniforms)
+    shape = (NUM_REQUESTS, DRAFT_LENGTH)
+    logits = None if one_hot else torch.randn(*shape, VOCAB)
+    draft = Draft(_ids(*shape), logits, torch.zeros(shape), torch.zeros(shape))
+    width = 1 + DRAFT_LENGTH
+    rows = TargetRows(
+        torch.randn(NUM_REQUESTS * width, VOCAB), torch.arange(NUM_REQUESTS) * width, _sampling()
+    )
+    uniforms = RoundUniforms(
+        torch.rand(shape), torch.rand(NUM_REQUESTS, 2), torch.rand(NUM_REQUESTS, width, 2)
+    )
+    verdict = _build(info, verifier=verifier).verifier.verify(
+        rows, draft, torch.full((NUM_REQUESTS,), DRAFT_LENGTH), uniforms
+    )
     assert verdict.accepted.shape == verdict.bonus.shape == (NUM_REQUESTS,)
 
 

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from deepspec.kernels import triton_close, triton_philox, triton_rows, triton_rules
+from deepspec.kernels import triton_close, triton_draft, triton_rows, triton_rules
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 #: Vocabulary of Qwen3 in blocks of 4096, and G = 7.
@@ -27,13 +27,12 @@ CONSTANTS = {
     "blockwise": False, "whole_round": False, "block": 4096, "tile": 2048, "steps": 8, "parts": 64,
 }  # fmt: skip
 BITS = {"bf16": 16, "fp16": 19, "fp32": 32}
-INT64 = (
-    "starts", "lengths", "drafted", "top_k", "accepted", "bonus", "drawn",
-    "seeds", "positions", "indices", "streams", "epochs",
-)  # fmt: skip
+INT64 = ("starts", "lengths", "drafted", "top_k", "accepted", "bonus", "drawn", "tokens")
 INT32 = ("bests", "row_bests", "needed")
-DOUBLE = ("temperature", "top_p", "min_p", "uniforms", "pairs")
+DOUBLE = ("temperature", "top_p", "min_p", "uniforms")
 ROWS = ("logits", "draft")
+#: Sizes that 16 divides, as they do in real models.
+ALIGNED = ("vocab_size", "row_stride", "draft_stride", "draft_step_stride")
 
 
 def pointer(name: str, dtype: str) -> str:
@@ -53,19 +52,16 @@ def compile_one(kernel: Any, dtype: str, changes: dict[str, Any], capability: in
         if n in {*CONSTANTS, "bits"}
     }
     sizes = [
-        n
-        for n in kernel.arg_names
-        if n.endswith("_stride") or n.startswith("num_") or n in ("vocab_size", "count")
+        n for n in kernel.arg_names if n.endswith("_stride") or n.startswith("num_") or n == "vocab_size"
     ]
     signature = {
         n: "constexpr" if n in constants else "i32" if n in sizes else pointer(n, dtype)
         for n in kernel.arg_names
     }
-    aligned = {"vocab_size", "row_stride", "draft_stride", "draft_step_stride"}
     attrs = {
         (i,): [["tt.divisibility", 16]]
         for i, n in enumerate(kernel.arg_names)
-        if signature[n].startswith("*") or n in aligned
+        if signature[n].startswith("*") or n in ALIGNED
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attrs)
     options = {"num_warps": triton_rules.num_warps(kernel), "enable_fp_fusion": triton_rules.ENABLE_FP_FUSION}
@@ -86,13 +82,11 @@ def compile_one(kernel: Any, dtype: str, changes: dict[str, Any], capability: in
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", code)),
         "loads_128": len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128", code)),
         "loads_16": len(re.findall(r"\bLDG\.E(?:\.\w+)*\.[US]16", code)),
-        "fused": made.metadata.enable_fp_fusion,
+        "shared": made.metadata.shared,
     }  # fmt: skip
 
 
 if __name__ == "__main__":
     for name, dtype, changes, capability in json.loads(sys.argv[1]):
-        kernel = next(
-            getattr(m, name) for m in (triton_rows, triton_close, triton_philox) if hasattr(m, name)
-        )
+        kernel = next(getattr(m, name) for m in (triton_rows, triton_close, triton_draft) if hasattr(m, name))
         print(json.dumps(compile_one(kernel, dtype, changes, capability)), flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 from deepspec.kernels import reference
 from deepspec.sampling import SamplingParams, batch_sampling
 from deepspec.sampling.categorical import BLOCK, draw
-from deepspec.types import Draft, Sampling, TargetRows
+from deepspec.types import Draft, Sampling, TargetRows, Verdict
 
+Rule = Callable[[TargetRows, Draft, Tensor, Tensor, Tensor], Verdict]
 CPU = torch.device("cpu")
 GRID = 400
 
@@ -113,7 +115,8 @@ def test_an_empty_residual_gives_the_argmax_and_never_a_token_without_mass() -> 
         assert int(draw(weights, torch.tensor([[0.0, u]]).double())) in (1, 2)
     p = torch.tensor([[0.25, 0.75]]).double()
     draft = _draft(torch.tensor([[0]]), p.log()[None])
-    forced = Draft(draft.tokens, draft.logits, draft.log_sum_exp, torch.zeros(1, 1).double())
+    # A q above p everywhere leaves nothing, and a log q of 0 refuses.
+    forced = Draft(draft.tokens, draft.logits, draft.log_sum_exp - 0.1, torch.zeros(1, 1).double())
     target = TargetRows(torch.cat([p, p]).log(), torch.tensor([0]), _sampling(1, 2))
     verdict = reference.token_rule(
         target, forced, torch.tensor([1]), torch.tensor([[0.5]]).double(), torch.zeros(1, 2).double()
@@ -164,7 +167,8 @@ def test_each_level_of_a_large_draw_has_a_uniform_of_its_own() -> None:
     assert draw(weights, uniforms).tolist() == [1, BLOCK]
 
 
-def test_ragged_requests_equal_one_by_one() -> None:
+@pytest.mark.parametrize("rule", [reference.token_rule, reference.block_rule])
+def test_ragged_requests_equal_one_by_one(rule: Rule) -> None:
     generator = torch.Generator().manual_seed(3)
     lengths = torch.tensor([0, 3, 1, 2])
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), (lengths + 1).cumsum(0)[:-1]])
@@ -174,7 +178,7 @@ def test_ragged_requests_equal_one_by_one() -> None:
     )
     params = [SamplingParams(temperature=t) for t in (0.0, 1.0, 0.7, 1.3)]
     accept, residual = torch.rand(4, 3, generator=generator), torch.rand(4, 2, generator=generator)
-    together = reference.token_rule(
+    together = rule(
         TargetRows(logits, starts, batch_sampling(params, 11, CPU)), draft, lengths, accept, residual
     )
     for r in range(4):
@@ -186,7 +190,7 @@ def test_ragged_requests_equal_one_by_one() -> None:
             draft.log_q[r : r + 1],
         )
         target = TargetRows(logits[rows], torch.tensor([0]), batch_sampling([params[r]], 11, CPU))
-        alone = reference.token_rule(target, one, lengths[r : r + 1], accept[r : r + 1], residual[r : r + 1])
+        alone = rule(target, one, lengths[r : r + 1], accept[r : r + 1], residual[r : r + 1])
         assert (int(alone.accepted), int(alone.bonus)) == (int(together.accepted[r]), int(together.bonus[r]))
 
 
@@ -199,7 +203,7 @@ def test_uniforms_that_round_to_one_still_accept_equal_rows() -> None:
     assert int(verdict.accepted) == 1
 
 
-@pytest.mark.parametrize("rule", ["token", "delta"])
+@pytest.mark.parametrize("rule", ["token", "block", "delta"])
 def test_rows_past_a_requests_length_do_not_matter(rule: str) -> None:
     generator = torch.Generator().manual_seed(4)
     logits = torch.randn(8, 7, generator=generator)
@@ -216,7 +220,51 @@ def test_rows_past_a_requests_length_do_not_matter(rule: str) -> None:
         if rule == "delta":
             verdict = reference.delta_rule(target, draft, lengths, noise)
         else:
-            verdict = reference.token_rule(target, draft, lengths, noise[:, :3, 0], noise[:, 0])
+            decide = reference.token_rule if rule == "token" else reference.block_rule
+            verdict = decide(target, draft, lengths, noise[:, :3, 0], noise[:, 0])
         return [verdict.accepted.tolist(), verdict.bonus.tolist()]
 
     assert run(logits) == run(poisoned)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 4), st.integers(1, 4), st.floats(0.1, 3.0))
+def test_the_block_rule_never_accepts_fewer_tokens_in_expectation(
+    seed: int, vocab: int, length: int, spread: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    blocks = torch.tensor(list(itertools.product(range(vocab), repeat=length)))
+
+    def rows(num: int) -> Tensor:
+        """``[blocks, num, V]``: what follows a prefix is the same in every block that begins with it."""
+        columns = []
+        for depth in range(num):
+            found = spread * torch.randn(vocab**depth, vocab, generator=generator, dtype=torch.float64)
+            columns.append(found.repeat_interleave(vocab ** (length - depth), dim=0))
+        return torch.stack(columns, dim=1)
+
+    starts = torch.arange(len(blocks)) * (length + 1)
+    target = TargetRows(rows(length + 1).flatten(0, 1), starts, _sampling(len(blocks), vocab))
+    draft, lengths = _draft(blocks, rows(length)), torch.full((len(blocks),), length)
+    weights, counts = draft.log_q.sum(dim=1).exp(), torch.arange(length + 1, dtype=torch.float64)
+    token, block = (
+        float(weights @ (outcome(target, draft, lengths).sum(dim=-1) @ counts))
+        for outcome in (reference.token_outcome, reference.block_outcome)
+    )
+    assert block >= token - 1e-12
+
+
+def test_every_position_is_tested_and_the_last_that_passes_counts() -> None:
+    """P = (1/2, 1): the first test fails and the second cannot, so that both tokens stay."""
+    log_p = torch.tensor([[0.25, 0.75], [0.5, 0.5], [0.5, 0.5]], dtype=torch.float64).log()
+    log_q = torch.tensor([[[0.5, 0.5], [0.25, 0.75]]], dtype=torch.float64).log()
+    draft = _draft(torch.tensor([[0, 0]]), log_q)
+    target = TargetRows(log_p, torch.tensor([0]), _sampling(1, 2))
+
+    def accepted(*u: float) -> int:
+        noise, closing = torch.tensor([u], dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+        return int(reference.block_rule(target, draft, torch.tensor([2]), noise, closing).accepted)
+
+    assert accepted(0.999, 0.999) == 2  # P_2 = min(1, 1/2 x 2) = 1
+    target = TargetRows(log_p.flip(0)[[2, 2, 1]], torch.tensor([0]), _sampling(1, 2))
+    # P = (1/2, 1/2), Z_1 = (1/8 - 1/4)+ + (3/8 - 3/4)+ = 0: the first test cannot pass.
+    assert [accepted(0.0, u) for u in (0.499, 0.501)] == [2, 0]

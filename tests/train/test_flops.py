@@ -65,8 +65,9 @@ def test_a_step_takes_what_arithmetic_by_hand_says() -> None:
     logits = int(blocks.valid.sum()) * SIZE * VOCAB  # through frozen weights
     drafter = 2 * fused + 3 * layer + (1 + 5 / 2) * attention + 2 * logits
     found = count_step(trainer)
-    assert found.target == 2 * target
-    assert found.total == 2 * (target + drafter)
+    rotary = ROWS * LENGTH * HEAD_SIZE // 2  # a product in transformers 5.10, since then none
+    assert found.target in (2 * target, 2 * (target + rotary))
+    assert found.total - found.target == 2 * drafter
 
 
 def test_counting_leaves_no_gradient_behind_and_parts_of_a_step_add_up() -> None:

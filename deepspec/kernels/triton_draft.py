@@ -1,9 +1,9 @@
 """Draws draft tokens from stored rows on the device; see ``deepspec.sampling.sampler`` for what it computes.
 
-Two launches a drafted position: every block's largest value and mass, which read the rows once, then the token,
-which reads one block. A head's correction is added by the product that makes the rows (torch's ``addmm``
-writes them once): fused with the first launch it would save one reading of what was just written, but not the
-product itself, whose tiles are the work.
+Two launches a drafted position: every block's largest value and mass, which read the rows once, then the
+token, which reads one block. A head's correction is added by the product that makes the rows (torch's
+``addmm`` writes them once): fused with the first launch it would save one reading of what was just written,
+but not the product itself, whose tiles are the work.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ from transformers import AutoTokenizer
 
 from deepspec.config import TargetConfig
 from deepspec.data.build_continuations import ROW_TOKENS, as_line, cut_prompts
-from deepspec.data.local_text import SourceFile, installed_packages, stdlib_files
+from deepspec.data.local_text import SourceFile, installed_packages, package_files, stdlib_files
 from deepspec.engine import Engine, SamplingParams
 from deepspec.paths import written_whole
 from deepspec.target import load_target
@@ -110,7 +110,8 @@ def without_copies(files: Sequence[SourceFile], held_out: Sequence[SourceFile]) 
 def pack(folder: Path, recipe: Recipe) -> None:
     """Make the tokenizer and write ``tokens.safetensors``: rows, and in its header what they are of."""
     started = time.monotonic()
-    held_out, packages = stdlib_files(held_out=True), installed_packages()
+    held_out = stdlib_files(held_out=True)
+    packages = [name for name in installed_packages() if package_files([name])]
     files = without_copies(corpus_files(recipe, packages), held_out)
     tokenizer = train_tokenizer(files, recipe.vocab_size)
     tokenizer.save_pretrained(folder / "larger-target")

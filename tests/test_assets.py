@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 
 import pytest
 
 from deepspec.paths import asset
+from deepspec.target import demo
 
 LIMITS = {"demo-target": 14_000_000, "demo-drafter": 4_000_000}
 
@@ -35,3 +37,8 @@ def test_shipped_folders_state_provenance_and_licence(name: str) -> None:
     text = (asset(name) / "README.md").read_text()
     assert "icence" in text
     assert "build-log.json" in text
+
+
+def test_the_shipped_target_was_made_by_the_recipe_in_the_code() -> None:
+    logged = json.loads((asset("demo-target") / "build-log.json").read_text())["recipe"]
+    assert logged == dataclasses.asdict(demo.RECIPE)

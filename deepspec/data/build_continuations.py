@@ -48,7 +48,7 @@ def cut_prompts(tokenizer: PreTrainedTokenizerBase, count: int, seed: int = 0) -
 
 
 def as_line(done: Completion, tokenizer: PreTrainedTokenizerBase) -> str:
-    """One JSONL line of prompt and response, or "" when their bytes are no text.
+    """One JSONL line of prompt and response, or "" when their bytes are no text or spell out a special token.
 
     A response that reached the maximum is not complete; half a character at its end is left out.
     """
@@ -58,7 +58,8 @@ def as_line(done: Completion, tokenizer: PreTrainedTokenizerBase) -> str:
     was_cut = done.finish_reason == "length"
     if was_cut:
         response = response.rstrip(REPLACEMENT)
-    if not response or REPLACEMENT in prompt + response:
+    unwanted = (REPLACEMENT, *tokenizer.all_special_tokens)
+    if not response or any(part in prompt + response for part in unwanted):
         return ""
     line = {"prompt": prompt, "response": response}
     return json.dumps({**line, "complete": False} if was_cut else line) + "\n"

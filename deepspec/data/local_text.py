@@ -8,6 +8,7 @@ train on its own continuations of them, those of other targets on the sources (`
 from __future__ import annotations
 
 import hashlib
+import re
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,12 @@ def stdlib_files(held_out: bool, root: Path | None = None) -> list[SourceFile]:
     return [file for file in _python_files(base) if is_held_out(file.name) == held_out]
 
 
+def installed_packages() -> list[str]:
+    """Every installed distribution, by its normalised name, but DeepSpec and those held out for drafters."""
+    found = {_normalised(d.name) for d in metadata.distributions() if d.name}
+    return sorted(found - {_normalised(name) for name in (*HELD_OUT_PACKAGES, "deepspec")})
+
+
 def package_files(distributions: Sequence[str]) -> list[SourceFile]:
     """Python sources of installed distributions, sorted by name; those not installed are left out."""
     files = []
@@ -97,6 +104,10 @@ def package_files(distributions: Sequence[str]) -> list[SourceFile]:
         found = [SourceFile(e.as_posix(), Path(str(e.locate()))) for e in entries]
         files += [file for file in found if _is_wanted(file)]
     return files
+
+
+def _normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _python_files(root: Path) -> Iterator[SourceFile]:

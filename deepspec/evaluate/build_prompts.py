@@ -22,7 +22,7 @@ from pathlib import Path
 
 from deepspec.data.default import default_examples
 from deepspec.data.examples import TextExample
-from deepspec.data.local_text import SourceFile, stdlib_files
+from deepspec.data.local_text import TARGET_PACKAGES, SourceFile, stdlib_files
 from deepspec.target import demo
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def squeeze(text: str) -> str:
 
 def training_text() -> str:
     """Everything that the demo target and drafter may be trained on, squeezed."""
-    texts = [file.text() for file in dict.fromkeys(demo.corpus_files(demo.Recipe()))]
+    texts = [file.text() for file in dict.fromkeys(demo.corpus_files(demo.RECIPE, TARGET_PACKAGES))]
     texts += [e.text for e in default_examples([], byte_limit=2**62) if isinstance(e, TextExample)]
     return "\n".join(squeeze(text) for text in texts)
 

@@ -2,7 +2,7 @@
 
 ``python -m deepspec.target.demo build --out FOLDER`` trains the tokenizer and the model that the
 package ships, on the standard library of the running CPython and on the installed packages named in
-:mod:`deepspec.data.local_text`. Everything that decides the result is in ``Recipe``; the outcome goes
+:mod:`deepspec.data.local_text`. Everything that decides the result is in ``RECIPE``; the outcome goes
 to ``build-log.json`` beside the weights. Users never need to run this.
 """
 
@@ -14,23 +14,21 @@ import dataclasses
 import hashlib
 import json
 import logging
-import math
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepspec.data.local_text import TARGET_PACKAGES, SourceFile, package_files, stdlib_files
 from deepspec.environment import versions
+from deepspec.paths import written_whole
 from deepspec.target.model import Target
+from deepspec.target.pretrain import Pretraining, Recipe, fit, perplexity, save_model
 
 log = logging.getLogger(__name__)
 
@@ -41,32 +39,33 @@ CHAT_TEMPLATE = (
 )
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What the demo target is made from and how."""
+#: What the demo target is made from and how.
+RECIPE = Recipe(
+    vocab_size=2_048,
+    num_layers=12,
+    hidden_size=192,
+    intermediate_size=512,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=32,
+    context=512,
+    sequences_per_step=4,
+    num_steps=5_000,
+    stop_step=3_500,  # at a quarter of the peak rate
+    warmup_steps=100,
+    learning_rate=4e-3,
+    stdlib_repeats=3,
+    package_byte_limit=10_000_000,
+    seed=0,
+)
+_FILES_AT_ONCE = 512  # handed to the tokenizer: enough for its threads, few enough to bound the memory
+_TOKENIZER_FILES = 2_500
 
-    vocab_size: int = 2_048
-    num_layers: int = 12
-    hidden_size: int = 192
-    intermediate_size: int = 512
-    num_heads: int = 6
-    num_kv_heads: int = 2
-    head_dim: int = 32
-    context: int = 512
-    sequences_per_step: int = 4
-    num_steps: int = 5_000  # of the learning-rate schedule
-    stop_step: int = 3_500  # training ends here, at a quarter of the peak rate
-    warmup_steps: int = 100
-    learning_rate: float = 4e-3
-    stdlib_repeats: int = 3
-    package_byte_limit: int = 10_000_000
-    seed: int = 0
 
-
-def corpus_files(recipe: Recipe) -> list[SourceFile]:
+def corpus_files(recipe: Recipe, packages: Sequence[str]) -> list[SourceFile]:
     """The training files: the standard library (repeated) and a bounded share of each package."""
     files = stdlib_files(held_out=False) * recipe.stdlib_repeats
-    for name in TARGET_PACKAGES:
+    for name in packages:
         candidates = sorted(package_files([name]), key=lambda f: hashlib.sha256(f.name.encode()).digest())
         used = 0
         for file in candidates:
@@ -77,8 +76,9 @@ def corpus_files(recipe: Recipe) -> list[SourceFile]:
     return files
 
 
-def train_tokenizer(texts: Sequence[str], vocab_size: int) -> transformers.PreTrainedTokenizerFast:
-    """A byte-level BPE with an end, a mask and two chat-turn tokens."""
+def train_tokenizer(files: Sequence[SourceFile], vocab_size: int) -> transformers.PreTrainedTokenizerFast:
+    """A byte-level BPE of an even share of the files, with an end, a mask and two chat-turn tokens."""
+    share = files[:: max(1, len(files) // _TOKENIZER_FILES)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -88,7 +88,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> transformers.PreTr
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator([file.text() for file in share], trainer)
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,
@@ -105,46 +105,14 @@ def token_rows(
 ) -> Tensor:
     """All files, each closed by the end token, cut into rows ``[num_rows, width]``."""
     end = tokenizer.eos_token_id
-    ids: list[int] = []
-    encoded = tokenizer.backend_tokenizer.encode_batch([file.text() for file in files])
-    for row in encoded:
-        ids += row.ids
-        ids.append(end)
-    usable = len(ids) // width * width
-    return torch.tensor(ids[:usable], dtype=torch.int32).view(-1, width)
-
-
-def new_model(recipe: Recipe, end_id: int) -> transformers.Qwen3ForCausalLM:
-    """An untrained model of the recipe's shape, float32."""
-    config = transformers.Qwen3Config(
-        vocab_size=recipe.vocab_size,
-        hidden_size=recipe.hidden_size,
-        intermediate_size=recipe.intermediate_size,
-        num_hidden_layers=recipe.num_layers,
-        num_attention_heads=recipe.num_heads,
-        num_key_value_heads=recipe.num_kv_heads,
-        head_dim=recipe.head_dim,
-        max_position_embeddings=recipe.context,
-        tie_word_embeddings=True,
-        bos_token_id=end_id,
-        eos_token_id=end_id,
-        pad_token_id=end_id,
-    )
-    return transformers.Qwen3ForCausalLM(config)
-
-
-def token_loss(model: nn.Module, rows: Tensor) -> Tensor:
-    """Mean next-token cross-entropy of ``rows [B, L]`` in nats."""
-    logits = model(input_ids=rows, use_cache=False).logits[:, :-1].float()
-    return nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-
-
-@torch.no_grad()
-def perplexity(model: nn.Module, rows: Tensor, width: int = 256) -> float:
-    """Perplexity a token over ``rows``, in windows of ``width`` so that it compares with other records."""
-    windows = rows.reshape(-1, width).long()
-    losses = [token_loss(model, chunk) * len(chunk) for chunk in windows.split(32)]
-    return math.exp(float(torch.stack(losses).sum()) / len(windows))
+    parts = []
+    for start in range(0, len(files), _FILES_AT_ONCE):
+        texts = [file.text() for file in files[start : start + _FILES_AT_ONCE]]
+        encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts)
+        ids = [token for one in encoded for token in (*one.ids, end)]
+        parts.append(torch.tensor(ids, dtype=torch.int32))
+    tokens = torch.cat(parts)
+    return tokens[: len(tokens) // width * width].view(-1, width)
 
 
 def held_out_perplexity(target: Target, files: Sequence[SourceFile], width: int = 512) -> float:
@@ -154,107 +122,55 @@ def held_out_perplexity(target: Target, files: Sequence[SourceFile], width: int 
     return perplexity(model, token_rows(target.tokenizer, files, width))
 
 
-def learning_rate_factor(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then cosine to 2 % of the peak."""
-    if step < recipe.warmup_steps:
-        return (step + 1) / recipe.warmup_steps
-    progress = (step - recipe.warmup_steps) / max(1, recipe.num_steps - recipe.warmup_steps)
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def fit(
-    model: transformers.PreTrainedModel, rows: Tensor, held_out: Tensor, recipe: Recipe, out: Path
-) -> list[dict[str, float]]:
-    """Train in place with Muon (hidden matrices) and AdamW (the rest); returns the logged curve."""
-    named = list(model.named_parameters())
-    hidden = [p for name, p in named if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in named if not (p.ndim == 2 and "embed" not in name)]
-    optimizers = [
-        torch.optim.Muon(hidden, lr=1.0, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=1.0, weight_decay=0.0, betas=(0.9, 0.95), fused=True),
-    ]
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(recipe.seed))
-    compiled = torch.compile(token_loss)
-    curve: list[dict[str, float]] = []
-    recent: list[float] = []
-    started = time.monotonic()
-    for step in range(min(recipe.stop_step, recipe.num_steps)):
-        start = step * recipe.sequences_per_step % (len(rows) - recipe.sequences_per_step)
-        batch = rows[order[start : start + recipe.sequences_per_step]].long()
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = compiled(model, batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * learning_rate_factor(step, recipe)
-            optimizer.step()
-            optimizer.zero_grad()
-        recent.append(float(loss.detach()))
-        if (step + 1) % 250 == 0:
-            point = {
-                "step": step + 1,
-                "train_perplexity": math.exp(sum(recent) / len(recent)),
-                "held_out_perplexity": perplexity(model, held_out),
-                "seconds": time.monotonic() - started,
-            }
-            recent.clear()
-            curve.append(point)
-            log.info("%s", json.dumps(point))
-            save_model(model, out)
-    return curve
-
-
-def save_model(model: transformers.PreTrainedModel, out: Path) -> None:
-    """Write bf16 weights (the tied head once) and the configuration."""
-    weights = {
-        k: v.detach().bfloat16().contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"
-    }
-    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    model.config.dtype = torch.bfloat16
-    model.config.save_pretrained(out)
-
-
 def build(out: Path, recipe: Recipe) -> None:
     """Train tokenizer and model into ``out`` and write the build log."""
-    torch.manual_seed(recipe.seed)
     out.mkdir(parents=True, exist_ok=True)
-    files = corpus_files(recipe)
-    tokenizer = train_tokenizer([f.text() for f in files[:: max(1, len(files) // 2_500)]], recipe.vocab_size)
+    files = corpus_files(recipe, TARGET_PACKAGES)
+    tokenizer = train_tokenizer(files, recipe.vocab_size)
     tokenizer.save_pretrained(out)
     rows = token_rows(tokenizer, files, recipe.context)
     held_out = token_rows(tokenizer, stdlib_files(held_out=True), recipe.context)
     log.info("corpus %d files, %d tokens; held out %d tokens", len(files), rows.numel(), held_out.numel())
-    model = new_model(recipe, tokenizer.eos_token_id)
-    curve = fit(model, rows, held_out, recipe, out)
-    record = build_log(recipe, files, rows.numel(), held_out.numel(), curve)
-    record["sha256"] = {p.name: sha256(p) for p in sorted(out.glob("*.safetensors"))}
-    (out / "build-log.json").write_text(json.dumps(record, indent=1) + "\n")
+    training = Pretraining(recipe, tokenizer.eos_token_id, device=torch.device("cpu"), compiled=True)
+    fit(
+        training,
+        rows,
+        held_out,
+        log_every=250,
+        on_point=lambda: save_model(training.model, out),
+        is_over=lambda: False,
+    )
+    corpus = corpus_record(files, rows.numel(), TARGET_PACKAGES)
+    write_build_log(out, training, corpus, held_out.numel())
 
 
-def build_log(
-    recipe: Recipe,
-    files: Sequence[SourceFile],
-    num_tokens: int,
-    held_out_tokens: int,
-    curve: list[dict[str, float]],
-) -> dict[str, Any]:
-    """Everything that decided the result, and how training went."""
+def corpus_record(files: Sequence[SourceFile], num_tokens: int, packages: Sequence[str]) -> dict[str, Any]:
+    """What decided the training text."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode() + file.path.read_bytes())
     return {
-        "recipe": dataclasses.asdict(recipe),
-        "corpus": {
-            "sha256": digest.hexdigest(),
-            "num_files": len(files),
-            "num_tokens": num_tokens,
-            "packages": {name: metadata.version(name) for name in TARGET_PACKAGES},
-        },
-        "held_out_tokens": held_out_tokens,
-        "curve": curve,
-        "versions": versions(),
+        "sha256": digest.hexdigest(),
+        "num_files": len(files),
+        "num_tokens": num_tokens,
+        "packages": {name: metadata.version(name) for name in packages},
     }
+
+
+def write_build_log(
+    out: Path, training: Pretraining, corpus: dict[str, Any], num_held_out_tokens: int
+) -> None:
+    """Everything that decided the model in ``out``, and how training went."""
+    record = {
+        "recipe": dataclasses.asdict(training.recipe),
+        "corpus": corpus,
+        "held_out_tokens": num_held_out_tokens,
+        "curve": training.curve,
+        "versions": versions(),
+        "sha256": {p.name: sha256(p) for p in sorted(out.glob("*.safetensors"))},
+    }
+    with written_whole(out / "build-log.json") as partial:
+        partial.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def sha256(path: Path) -> str:
@@ -270,7 +186,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    build(arguments.out, Recipe())
+    build(arguments.out, RECIPE)
 
 
 if __name__ == "__main__":

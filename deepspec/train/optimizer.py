@@ -7,18 +7,16 @@ matrix between hidden states; matrices with a row per token, vectors and biases 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from deepspec.errors import CheckpointError
+from deepspec.optimizers import load_state_tensors, muon_and_adamw, state_tensors, update
 
 if TYPE_CHECKING:
     from deepspec.config import TrainConfig
-
-_BETAS = (0.9, 0.95)
 
 
 def schedule(step: int, *, num_steps: int, warmup_fraction: float) -> float:
@@ -66,13 +64,9 @@ class DraftOptimizer:
         ]
         chosen = {id(p) for p in hidden}
         rest = [p for p in self._names.values() if id(p) not in chosen]
-        options: dict[str, Any] = {"lr": self.peak, "weight_decay": config.weight_decay}
-        self._optimizers: list[torch.optim.Optimizer] = []
-        if hidden:
-            self._optimizers.append(torch.optim.Muon(hidden, adjust_lr_fn="match_rms_adamw", **options))
-        if rest:
-            fused = rest[0].device.type in ("cpu", "cuda")
-            self._optimizers.append(torch.optim.AdamW(rest, betas=_BETAS, fused=fused, **options))
+        self._optimizers = muon_and_adamw(
+            hidden, rest, learning_rate=self.peak, weight_decay=config.weight_decay
+        )
 
     def step(self, step: int) -> tuple[Tensor, float]:
         """Clip, update and clear the gradients at 0-based ``step``.
@@ -86,10 +80,7 @@ class DraftOptimizer:
         factor = schedule(step, num_steps=config.num_steps, warmup_fraction=config.warmup_fraction)
         rate = self.peak * factor
         if bool(torch.isfinite(norm)):
-            for optimizer in self._optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                optimizer.step()
+            update(self._optimizers, rate)
         self.clear()
         return norm, rate
 
@@ -99,37 +90,12 @@ class DraftOptimizer:
             optimizer.zero_grad()
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Moments and step counts, keyed ``parameter/state``; the configuration gives everything else."""
-        tensors = {}
-        for optimizer, names in self._groups():
-            for index, values in optimizer.state_dict()["state"].items():
-                tensors.update(
-                    {f"{names[index]}/{key}": torch.as_tensor(value) for key, value in values.items()}
-                )
-        return tensors
+        """Moments and step counts by name, see :func:`deepspec.optimizers.state_tensors`."""
+        return state_tensors(self._optimizers, self._names)
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of :meth:`state_tensors`; raises CheckpointError when they are of other parameters."""
-        states: dict[str, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            name, _, part = key.rpartition("/")
-            states.setdefault(name, {})[part] = value
-        strangers = sorted(set(states) - set(self._names))
-        if strangers:
-            raise CheckpointError(
-                f"the optimiser state has {strangers[0]!r}, which this draft model has no parameter for; "
-                "resume with the configuration that wrote it"
-            )
-        for optimizer, names in self._groups():
-            groups = optimizer.state_dict()["param_groups"]
-            state = {index: states[name] for index, name in enumerate(names) if name in states}
-            optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-    def _groups(self) -> Iterator[tuple[torch.optim.Optimizer, list[str]]]:
-        """Each optimiser with the names of its parameters, in its own order."""
-        by_id = {id(p): name for name, p in self._names.items()}
-        for optimizer in self._optimizers:
-            yield optimizer, [by_id[id(p)] for group in optimizer.param_groups for p in group["params"]]
+        load_state_tensors(self._optimizers, self._names, tensors)
 
 
 def is_hidden_matrix(parameter: Tensor, vocab_sizes: Collection[int]) -> bool:

@@ -43,6 +43,13 @@ def test_bytes_that_are_no_text_give_no_line():
     assert line(ids("a"), (TOKENIZER.eos_token_id,), "stop") == ""
 
 
+def test_a_special_token_that_is_spelled_out_gives_no_line():
+    pieces = ids("<ma") + ids("sk>")
+    assert TOKENIZER.mask_token_id not in pieces
+    assert line(ids("a"), pieces, "length") == ""
+    assert line(pieces, ids("a"), "length") == ""
+
+
 def test_a_wrong_command_line_is_refused_before_anything_is_decoded(monkeypatch):
     monkeypatch.setattr(build_continuations, "load_target", lambda _: pytest.fail("the target was loaded"))
     monkeypatch.setattr(sys, "argv", ["build_continuations"])

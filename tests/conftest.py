@@ -5,11 +5,17 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 
 # Before anything imports Hugging Face: tests never reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Nor do plugins that happen to be installed beside DeepSpec count: tests are about what ships with it.
+_POINTS = [(point.name, point.dist.name if point.dist else "") for point in entry_points(group="deepspec")]
+_OURS = {plugin for plugin, distribution in _POINTS if distribution == "deepspec"}
+_BLOCKED = ",".join(sorted({plugin for plugin, _ in _POINTS} - _OURS))
+os.environ["DEEPSPEC_BLOCK_PLUGINS"] = _BLOCKED
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -35,9 +41,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is read from or left in the user's cache, and no plugin is blocked from outside."""
+    """Nothing is read from or left in the user's cache, and the plugins blocked are those above."""
     monkeypatch.setenv("DEEPSPEC_HOME", str(tmp_path_factory.getbasetemp() / "home"))
-    monkeypatch.delenv("DEEPSPEC_BLOCK_PLUGINS", raising=False)
+    monkeypatch.setenv("DEEPSPEC_BLOCK_PLUGINS", _BLOCKED)
 
 
 @pytest.fixture(autouse=True)

@@ -136,12 +136,15 @@ def resolve_part(manager: pluggy.PluginManager, kind: str, name: str) -> Any:
 
     Raises ConfigError with the nearest name when there is none, PluginError when two plugins register it.
     """
-    parts = list_parts(manager)
     matches = [
-        (part, cls) for part in parts if part.name == name for cls in [_load_part(part)] if cls.kind == kind
+        (part, cls)
+        for part in list_parts(manager)
+        if part.name == name
+        for cls in [_load_part(part)]
+        if cls.kind == kind
     ]
     if not matches:
-        known = [part.name for part in parts if _load_part(part).kind == kind]
+        known = part_names(manager, kind)
         raise ConfigError(f"unknown {kind} {name!r}; {nearest(name, known)}; {REINSTALL}")
     if len(matches) > 1:
         owners = " and ".join(_describe(manager, part.plugin) for part, _ in matches)
@@ -149,6 +152,11 @@ def resolve_part(manager: pluggy.PluginManager, kind: str, name: str) -> Any:
             f"{kind} {name!r} is registered twice, by {owners}{_how_to_skip(matches[-1][0].plugin)}"
         )
     return matches[0][1]
+
+
+def part_names(manager: pluggy.PluginManager, kind: str) -> list[str]:
+    """Names of all registered parts of a kind (imports every part)."""
+    return [part.name for part in list_parts(manager) if _load_part(part).kind == kind]
 
 
 def describe_plugins(manager: pluggy.PluginManager) -> list[dict[str, Any]]:

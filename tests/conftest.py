@@ -8,11 +8,18 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 
 # Before anything imports Hugging Face: tests never reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Nor do plugins that happen to be installed beside DeepSpec count: tests are about what ships with it.
+os.environ["DEEPSPEC_BLOCK_PLUGINS"] = ",".join(
+    point.name
+    for point in entry_points(group="deepspec")
+    if point.dist is None or point.dist.name != "deepspec"
+)
 
 import pytest
 import torch
@@ -22,6 +29,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 pytest_plugins = ["tests.watch.guards"]
+_BLOCKED = os.environ["DEEPSPEC_BLOCK_PLUGINS"]
 
 # A slow machine is no failure. ``make test`` tries the same few examples each time, ``make test-all`` many
 # new ones, and prints how to repeat one that fails.
@@ -39,9 +47,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is read from or left in the user's cache, and no plugin is blocked from outside."""
+    """Nothing is read from or left in the user's cache, and the plugins blocked are those above."""
     monkeypatch.setenv("DEEPSPEC_HOME", str(tmp_path_factory.getbasetemp() / "home"))
-    monkeypatch.delenv("DEEPSPEC_BLOCK_PLUGINS", raising=False)
+    monkeypatch.setenv("DEEPSPEC_BLOCK_PLUGINS", _BLOCKED)
 
 
 @pytest.fixture(autouse=True)

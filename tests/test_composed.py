@@ -48,8 +48,9 @@ ready = _Ready()
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the n-gram plugin were installed, and one whose drafter has weights of its own."""
     monkeypatch.syspath_prepend(str(NGRAM))
+    monkeypatch.delenv("DEEPSPEC_BLOCK_PLUGINS")  # where the first is installed, it is blocked in tests
     points = [
-        *plugins._entry_points(),
+        *(point for point in plugins._entry_points() if point.dist and point.dist.name == "deepspec"),
         EntryPoint("ngram", "deepspec_ngram", PROJECT),
         EntryPoint("ready", "tests.test_composed:ready", PROJECT),
     ]

@@ -16,7 +16,14 @@ from deepspec.exact.report import Property, Report
 from deepspec.exact.toy import ToyTarget
 from deepspec.hookspecs import hookimpl
 from deepspec.interfaces import Part, Proposer
-from deepspec.plugins import create_plugin_manager, list_parts, list_strategies, register, resolve_part
+from deepspec.plugins import (
+    create_plugin_manager,
+    list_parts,
+    list_strategies,
+    part_names,
+    register,
+    resolve_part,
+)
 from deepspec.strategy import PART_KINDS, Strategy
 
 if TYPE_CHECKING:
@@ -88,9 +95,10 @@ def check(name: str) -> Report:
     strategies = list_strategies(manager)
     if name in strategies:
         return check_strategy(strategies[name], manager)
-    parts = [part.name for part in list_parts(manager)]
-    if name.rpartition(":")[2] not in parts:
-        raise ConfigError(f"unknown strategy or part {name!r}; {nearest(name, [*strategies, *parts])}")
+    wanted = name.rpartition(":")[2]
+    if all(part.name != wanted for part in list_parts(manager)):
+        parts = [part for kind in PART_KINDS for part in part_names(manager, kind)]
+        raise ConfigError(f"unknown strategy or part {name!r}; {nearest(wanted, {*strategies, *parts})}")
     return check_part(name)
 
 

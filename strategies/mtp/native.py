@@ -93,7 +93,9 @@ def read_native(name: str) -> NativeModule:
         for key, tensor in read.items()
     }
     options = source.attempt(lambda: _options(config, weights))
-    return NativeModule({**options, "feed_back": "post_norm" if is_qwen else "pre_norm"}, weights)
+    # GLM has DeepSeek's names, and hands on what its shared head reads.
+    is_normed = is_qwen or str(config.get("model_type", "")).startswith("glm")
+    return NativeModule({**options, "feed_back": "post_norm" if is_normed else "pre_norm"}, weights)
 
 
 def _options(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:

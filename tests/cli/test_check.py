@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from deepspec.exact import check
@@ -50,6 +52,17 @@ def test_what_is_no_strategy_or_part_is_bad_input(name: str) -> None:
     assert ran.out == ""
     assert name in ran.err
     assert len(ran.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("name", "meant"), [("cee", ""), ("mt-bensh", ""), ("head:markof", "markov")])
+def test_only_names_that_it_takes_are_suggested_and_each_once(name: str, meant: str) -> None:
+    found = re.search(r"known: ([^;]*?)(?:; did you mean '(.*)'\?)?\n$", run("check", name).err)
+    assert found is not None
+    known = found[1].split(", ")
+    assert len(known) == len(set(known))
+    assert {"dflash", "markov", "identity", "fixed", "token"} <= set(known)
+    assert not {"ce", "stdlib"} & set(known)
+    assert (found[2] or "") == meant
 
 
 @pytest.mark.usefixtures("_quick")

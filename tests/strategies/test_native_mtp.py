@@ -115,6 +115,14 @@ def _deepseek(folder: Path) -> Released:
     return released
 
 
+def _glm(folder: Path) -> Released:
+    """DeepSeek's names under GLM's: what is fed back is the family's, not the layout's."""
+    released = _deepseek(folder)
+    place = folder / "config.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), "model_type": "glm4_moe"}))
+    return released
+
+
 def _random(released: Released) -> Released:
     torch.manual_seed(5)
     with torch.no_grad():
@@ -146,7 +154,9 @@ def _save(folder: Path, config: Any, tensors: dict[str, Tensor], *, num_shards: 
 
 
 LAYOUTS = pytest.mark.parametrize(
-    ("write", "feeds_normed"), [(_qwen3_next, True), (_deepseek, False)], ids=["qwen3-next", "deepseek-v3"]
+    ("write", "feeds_normed"),
+    [(_qwen3_next, True), (_deepseek, False), (_glm, True)],
+    ids=["qwen3-next", "deepseek-v3", "glm"],
 )
 
 

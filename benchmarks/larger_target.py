@@ -8,11 +8,9 @@ library, which the shipped prompts are from, and exact copies of them are not tr
 ``larger-target``, which is a target with its ``build-log.json`` (the curve of held-out perplexity), and
 ``continuations``, which is training text. Nothing is fetched.
 
-From a checkout, on a machine with a GPU and without a network (the wheels that it lacks lie in ``wheels``),
-in this order, each command ending within ten minutes and repeated until it has nothing left to do; none of it
-was measured on a GPU:
+From a checkout that is installed, on a machine with a GPU, which needs no network, in this order, each command
+ending within ten minutes and repeated until it has nothing left to do; none of it was measured on a GPU:
 
-    pip install --no-index --find-links wheels --no-build-isolation -e .
     python benchmarks/larger_target.py ../larger --compile --minutes 8
     python benchmarks/strategies.py --target ../larger/larger-target --data ../larger/continuations \\
         --runs ../larger/runs --steps 4500 --minutes 7

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from deepspec.interfaces import HeadStep, Readout
 from deepspec.plugins import create_plugin_manager, list_parts, resolve_part
 from deepspec.strategy import Objective
-from deepspec.train.objective import BlockObjective, OutputWeights
+from deepspec.train.objective import BlockObjective
+from deepspec.train.output_weights import OutputWeights
 from deepspec.train.position_weights import PositionWeights, make_position_weights
 from deepspec.train.terms import CrossEntropy, GradedRows
 from deepspec.types import AnchorBlocks, Features

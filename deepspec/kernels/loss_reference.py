@@ -31,7 +31,7 @@ class TargetLogits:
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """Of each row, ``[M]``, float32 or float64; those that involve the target are None without one.
+    """Of each row, ``[M]``, float32 or float64; those that involve the target are 0 without one.
 
     Attributes:
         log_normaliser: log sum exp of the draft logits.
@@ -44,30 +44,38 @@ class RowStatistics:
 
     log_normaliser: Tensor
     log_label: Tensor
-    distance: Tensor | None = None
-    cross_entropy: Tensor | None = None
-    slope: Tensor | None = None
-    mass: Tensor | None = None
+    distance: Tensor
+    cross_entropy: Tensor
+    slope: Tensor
+    mass: Tensor
 
 
 @dataclass(frozen=True)
 class RowGradients:
-    """The loss's derivative by ``log_label``, ``distance`` and ``cross_entropy`` of each row; None for 0."""
+    """The loss's derivative by ``log_label``, ``distance`` and ``cross_entropy`` of each row, ``[M]``."""
 
-    log_label: Tensor | None = None
-    distance: Tensor | None = None
-    cross_entropy: Tensor | None = None
+    log_label: Tensor
+    distance: Tensor
+    cross_entropy: Tensor
 
 
 def log_normaliser(logits: Tensor) -> Tensor:
     """log sum exp of each row, ``[M]``."""
-    return torch.cat([_softmax(_wide(logits[rows]))[1] for rows in _tiles(logits)])
+    return torch.cat([_softmax(logits[rows], buffers)[1] for rows, buffers in _tiles(logits)])
 
 
 def statistics(logits: Tensor, labels: Tensor, target: TargetLogits | None) -> RowStatistics:
     """Statistics of draft ``logits [M, Vd]`` and int64 ``labels [M]``, the label's column or -1."""
-    parts = [_tile_statistics(_wide(logits[rows]), labels[rows], target, rows) for rows in _tiles(logits)]
-    return RowStatistics(*(None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)))
+    parts = []
+    for rows, buffers in _tiles(logits):
+        q, normaliser = _softmax(logits[rows], buffers)
+        picked = logits[rows].gather(1, labels[rows].clamp(min=0)[:, None])[:, 0] - normaliser
+        log_label = torch.where(labels[rows] >= 0, picked, float("-inf"))
+        overlap = 4 * (torch.zeros_like(normaliser),)
+        if target is not None:
+            overlap = _overlap(logits[rows], q, normaliser, target, rows, buffers)
+        parts.append((normaliser, log_label, *overlap))
+    return RowStatistics(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def gradient_(
@@ -82,90 +90,56 @@ def gradient_(
 ) -> None:
     """Overwrite ``logits`` with the loss's gradient with respect to them.
 
+    With a, b, c of ``by``, it is a (onehot - q) + b q (sign(q - p) - slope) + c (q mass - p).
+
     Args:
         found: the rows' statistics. by: the loss's derivative with respect to them.
         dense: ``[M, Vd]``, what reaches the logits past the statistics.
         tanh: ``[M, Vd]``, t where logits = cap * t + something; overwritten with gradient * (1 - t^2).
     """
-    for rows in _tiles(logits):
-        gradient = _tile_gradient(_wide(logits[rows]), labels[rows], target, found, by, rows)
+    by_label = torch.where(labels >= 0, by.log_label, 0)
+    factor = by.cross_entropy * found.mass - by.distance * found.slope - by_label
+    for rows, (gradient, p, weights) in _tiles(logits):
+        q = torch.sub(logits[rows], found.log_normaliser[rows, None], out=gradient).exp_()
+        if target is None:
+            q.mul_(factor[rows, None])
+        else:
+            torch.sub(target.logits[rows], target.log_normaliser[rows, None], out=p).exp_()
+            torch.sub(q, p, out=weights).sign_().mul_(by.distance[rows, None]).add_(factor[rows, None])
+            q.mul_(weights).addcmul_(p, by.cross_entropy[rows, None], value=-1)
+        gradient.scatter_add_(1, labels[rows].clamp(min=0)[:, None], by_label[rows, None])
         if dense is not None:
             gradient += dense[rows]
         logits[rows] = gradient
         if tanh is not None:
-            tanh[rows] = gradient.addcmul_(gradient, _wide(tanh[rows]).square(), value=-1)
+            tanh[rows] = gradient.addcmul_(gradient, torch.mul(tanh[rows], tanh[rows], out=p), value=-1)
 
 
-def _tiles(logits: Tensor) -> Iterator[slice]:
+def _tiles(logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows that are worked on at once, and three buffers of their size, the same ones for all."""
     size = _TILE_ELEMENTS.get(logits.device.type, logits.numel()) * torch.get_num_threads()
-    num_rows = max(1, size // logits.shape[1])
-    return (slice(start, start + num_rows) for start in range(0, len(logits), num_rows))
+    count, width = logits.shape
+    num_rows = min(count, max(1, size // width))
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    buffers = torch.empty((3, num_rows, width), dtype=dtype, device=logits.device)
+    for start in range(0, count, num_rows):
+        yield slice(start, start + num_rows), buffers[:, : count - start]
 
 
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+def _softmax(logits: Tensor, buffers: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities, and log sum exp: a row's largest logit less the logarithm of its probability."""
-    probabilities = logits.softmax(dim=-1)
+    probabilities = torch.softmax(logits, dim=-1, dtype=buffers.dtype, out=buffers[0])
     return probabilities, logits.amax(dim=-1) - probabilities.amax(dim=-1).log()
 
 
-def _target_probabilities(target: TargetLogits, rows: slice) -> Tensor:
-    return (_wide(target.logits[rows]) - target.log_normaliser[rows, None]).exp_()
-
-
-def _tile_statistics(
-    logits: Tensor, labels: Tensor, target: TargetLogits | None, rows: slice
-) -> tuple[Tensor | None, ...]:
-    """The fields of RowStatistics for one tile."""
-    q, normaliser = _softmax(logits)
-    log_q = logits.gather(1, labels.clamp(min=0)[:, None])[:, 0] - normaliser
-    log_label = torch.where(labels >= 0, log_q, float("-inf"))
-    if target is None:
-        return normaliser, log_label, None, None, None, None
-    p = _target_probabilities(target, rows)
+def _overlap(
+    logits: Tensor, q: Tensor, normaliser: Tensor, target: TargetLogits, rows: slice, buffers: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Distance, cross-entropy, slope and mass; ``q`` lies in the first buffer."""
+    p = torch.sub(target.logits[rows], target.log_normaliser[rows, None], out=buffers[1]).exp_()
     mass = p.sum(dim=-1)
-    cross_entropy = normaliser * mass - torch.linalg.vecdot(p, logits)
+    cross_entropy = normaliser * mass - torch.mul(p, logits, out=buffers[2]).sum(dim=-1)
     gap = torch.sub(q, p, out=p)
-    sign = gap.sign()
-    return (
-        normaliser,
-        log_label,
-        torch.linalg.vecdot(sign, gap),
-        cross_entropy,
-        torch.linalg.vecdot(sign, q),
-        mass,
-    )
-
-
-def _tile_gradient(
-    logits: Tensor,
-    labels: Tensor,
-    target: TargetLogits | None,
-    found: RowStatistics,
-    by: RowGradients,
-    rows: slice,
-) -> Tensor:
-    """With a, b, c the derivatives: a (onehot - q) + b q (sign(q - p) - slope) + c (q mass - p)."""
-    q = (logits - found.log_normaliser[rows, None]).exp_()
-    factor = torch.zeros_like(found.log_normaliser[rows])
-    gradient = q
-    p = None if target is None else _target_probabilities(target, rows)
-    by_label = None if by.log_label is None else torch.where(labels >= 0, by.log_label[rows], 0)
-    if by_label is not None:
-        factor = factor - by_label
-    if by.cross_entropy is not None and found.mass is not None:
-        factor = factor + by.cross_entropy[rows] * found.mass[rows]
-    if by.distance is not None and found.slope is not None and p is not None:
-        factor = factor - by.distance[rows] * found.slope[rows]
-        weights = torch.sub(q, p).sign_().mul_(by.distance[rows, None]).add_(factor[:, None])
-        gradient = q.mul_(weights)
-    else:
-        gradient = q.mul_(factor[:, None])
-    if by.cross_entropy is not None and p is not None:
-        gradient.addcmul_(p, -by.cross_entropy[rows, None])
-    if by_label is not None:
-        gradient.scatter_add_(1, labels.clamp(min=0)[:, None], by_label[:, None])
-    return gradient
+    sign = torch.sign(gap, out=buffers[2])
+    slope = q.mul_(sign).sum(dim=-1)
+    return gap.mul_(sign).sum(dim=-1), cross_entropy, slope, mass

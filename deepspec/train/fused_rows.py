@@ -37,30 +37,31 @@ class FusedRows(GradedRows):
         super().__init__(self._dense, labels, confidence, None)
         self._chunk = chunk
         self._target_logits = target
-        found = statistics(chunk.logits, labels, target)
-        self._found = found
+        self._found = found = statistics(chunk.logits, labels, target)
+        self._distance = _leaf(found.distance)
         # In the place of the formulas of GradedRows:
         self.log_label = _leaf(found.log_label)
-        self._distance = None
         if target is not None:
             self.cross_entropy = _leaf(found.cross_entropy)
-            self._distance = _leaf(found.distance)
             self._outside = (1 - found.mass).clamp(min=0) if is_reduced else torch.zeros_like(found.mass)
             self.distance = self._distance + self._outside
 
     def gradient_(self) -> ChunkLogits | None:
         """After a backward pass from the losses: the logits' gradient in their place; None when it is 0."""
-        by = RowGradients(
-            self.log_label.grad,
-            None if self._distance is None else self._distance.grad,
-            None if self._distance is None else self.cross_entropy.grad,
-        )
-        dense = self._dense.grad
-        if by == RowGradients() and dense is None:
+        found, chunk, dense = self._found, self._chunk, self._dense.grad
+        cross_entropy = None if self._target_logits is None else self.cross_entropy.grad
+        by = [self.log_label.grad, self._distance.grad, cross_entropy]
+        if all(x is None for x in (dense, *by)):
             return None
-        chunk = self._chunk
+        reads_target = any(x is not None for x in by[1:])
         gradient_(
-            chunk.logits, self.labels, self._target_logits, found=self._found, by=by, dense=dense, tanh=chunk.tanh
+            chunk.logits,
+            self.labels,
+            self._target_logits if reads_target else None,
+            found=found,
+            by=RowGradients(*(torch.zeros_like(found.mass) if x is None else x for x in by)),
+            dense=dense,
+            tanh=chunk.tanh,
         )
         return chunk
 

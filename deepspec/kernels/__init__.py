@@ -1,17 +1,32 @@
-"""Verify kernels behind one choice: which implementation runs is decided here and can be reported."""
+"""Verify kernels behind one choice: which implementation runs is decided here and can be reported.
+
+The plain-torch reference serves the CPU and Apple's GPUs, Triton every other device where it is installed. Triton
+is imported when it is going to run, not before.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from deepspec.errors import ConfigError
 from deepspec.kernels import reference
+from deepspec.kernels.checks import checked
 from deepspec.types import Draft, TargetRows, Verdict
 
-__all__ = ["VerifyBackend", "backend_for"]
+__all__ = ["CHECK_VARIABLE", "KERNELS_VARIABLE", "VerifyBackend", "backend_for"]
+
+#: ``reference`` or ``triton`` forces one; empty chooses by device and dtype.
+KERNELS_VARIABLE = "DEEPSPEC_KERNELS"
+#: ``1`` looks at every round's input first, which waits for the device.
+CHECK_VARIABLE = "DEEPSPEC_KERNELS_CHECK"
+_TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -26,6 +41,48 @@ class VerifyBackend:
 _REFERENCE = VerifyBackend("reference", reference.token_rule, reference.delta_rule)
 
 
-def backend_for(device: torch.device) -> VerifyBackend:
-    """The implementation for tensors on ``device``; plain torch serves every device for now."""
-    return _REFERENCE
+def backend_for(device: torch.device, dtype: torch.dtype = torch.float32) -> VerifyBackend:
+    """The implementation for target rows of ``dtype`` on ``device``; float64 is the reference's.
+
+    Raises:
+        ConfigError: ``DEEPSPEC_KERNELS`` is no backend's name, or names one that cannot run here.
+    """
+    wanted = os.environ.get(KERNELS_VARIABLE, "")
+    if wanted not in ("", "reference", "triton"):
+        raise ConfigError(f"{KERNELS_VARIABLE} is {wanted!r}; allowed are reference and triton, or leave it unset")
+    refusal = _refusal(device, dtype)
+    if wanted == "triton" and refusal is not None:
+        raise ConfigError(f"{KERNELS_VARIABLE}=triton cannot run here: {refusal}; unset it or set it to reference")
+    by_default = not wanted and refusal is None and device.type != "cpu"
+    backend = _triton() if wanted == "triton" or by_default else _REFERENCE
+    return _checked(backend) if os.environ.get(CHECK_VARIABLE) == "1" else backend
+
+
+def _refusal(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why Triton cannot serve such rows, or None; it may have other backends than CUDA's."""
+    if find_spec("triton") is None:
+        return "triton is not installed (it exists for Linux)"
+    if device.type in ("mps", "meta"):
+        return f"triton has nothing for device {device.type}"
+    if device.type == "cpu" and not _interpreting():
+        return "CPU tensors need Triton's interpreter (TRITON_INTERPRET=1), which is for tests"
+    if dtype not in _TRITON_DTYPES:
+        return f"the rows are {dtype}, and its kernels read bfloat16, float16 and float32"
+    return None
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+@cache
+def _triton() -> VerifyBackend:
+    from deepspec.kernels import triton_rules
+
+    name = "triton (interpreted)" if _interpreting() else "triton"
+    return VerifyBackend(name, triton_rules.token_rule, triton_rules.delta_rule)
+
+
+@cache
+def _checked(backend: VerifyBackend) -> VerifyBackend:
+    return VerifyBackend(backend.name, checked(backend.token_rule), checked(backend.delta_rule))

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from deepspec.errors import ConfigError
-from deepspec.kernels import reference
+from deepspec.kernels import loss_reference, reference
 from deepspec.kernels.checks import checked
+from deepspec.kernels.loss_reference import RowStatistics, TargetLogits
 from deepspec.types import Draft, TargetRows, Verdict
 
-__all__ = ["CHECK_VARIABLE", "KERNELS_VARIABLE", "VerifyBackend", "backend_for"]
+__all__ = ["CHECK_VARIABLE", "KERNELS_VARIABLE", "LossBackend", "VerifyBackend", "backend_for", "loss_backend_for"]
 
 #: ``reference`` or ``triton`` forces one; empty chooses by device and dtype.
 KERNELS_VARIABLE = "DEEPSPEC_KERNELS"
@@ -38,7 +39,20 @@ class VerifyBackend:
     delta_rule: Callable[[TargetRows, Draft, Tensor, Tensor], Verdict]
 
 
+@dataclass(frozen=True)
+class LossBackend:
+    """The loss kernels of one implementation; see ``loss_reference`` for what each must compute."""
+
+    name: str
+    log_normaliser: Callable[[Tensor], Tensor]
+    statistics: Callable[[Tensor, Tensor, TargetLogits | None], RowStatistics]
+    gradient_: Callable[..., None]
+
+
 _REFERENCE = VerifyBackend("reference", reference.token_rule, reference.delta_rule)
+_REFERENCE_LOSS = LossBackend(
+    "reference", loss_reference.log_normaliser, loss_reference.statistics, loss_reference.gradient_
+)
 
 
 def backend_for(device: torch.device, dtype: torch.dtype = torch.float32) -> VerifyBackend:
@@ -47,15 +61,23 @@ def backend_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Ver
     Raises:
         ConfigError: ``DEEPSPEC_KERNELS`` is no backend's name, or names one that cannot run here.
     """
+    backend = _triton() if _takes_triton(device, dtype) else _REFERENCE
+    return _checked(backend) if os.environ.get(CHECK_VARIABLE) == "1" else backend
+
+
+def loss_backend_for(device: torch.device, dtype: torch.dtype = torch.float32) -> LossBackend:
+    """The implementation for logits of ``dtype`` on ``device``; raises as :func:`backend_for` does."""
+    return _triton_loss() if _takes_triton(device, dtype) else _REFERENCE_LOSS
+
+
+def _takes_triton(device: torch.device, dtype: torch.dtype) -> bool:
     wanted = os.environ.get(KERNELS_VARIABLE, "")
     if wanted not in ("", "reference", "triton"):
         raise ConfigError(f"{KERNELS_VARIABLE} is {wanted!r}; allowed are reference and triton, or leave it unset")
     refusal = _refusal(device, dtype)
     if wanted == "triton" and refusal is not None:
         raise ConfigError(f"{KERNELS_VARIABLE}=triton cannot run here: {refusal}; unset it or set it to reference")
-    by_default = not wanted and refusal is None and device.type != "cpu"
-    backend = _triton() if wanted == "triton" or by_default else _REFERENCE
-    return _checked(backend) if os.environ.get(CHECK_VARIABLE) == "1" else backend
+    return wanted == "triton" or (not wanted and refusal is None and device.type != "cpu")
 
 
 def _refusal(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -81,6 +103,14 @@ def _triton() -> VerifyBackend:
 
     name = "triton (interpreted)" if _interpreting() else "triton"
     return VerifyBackend(name, triton_rules.token_rule, triton_rules.delta_rule)
+
+
+@cache
+def _triton_loss() -> LossBackend:
+    from deepspec.kernels import triton_loss
+
+    name = "triton (interpreted)" if _interpreting() else "triton"
+    return LossBackend(name, triton_loss.log_normaliser, triton_loss.statistics, triton_loss.gradient_)
 
 
 @cache

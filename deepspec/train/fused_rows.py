@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deepspec.kernels.loss_reference import RowGradients, TargetLogits, gradient_, statistics
+from deepspec.kernels import LossBackend
+from deepspec.kernels.loss_reference import RowGradients, TargetLogits
 from deepspec.train.output_weights import ChunkLogits
 from deepspec.train.terms import GradedRows, at_least_float32
 
@@ -32,12 +33,14 @@ class FusedRows(GradedRows):
         target: TargetLogits | None,
         *,
         is_reduced: bool,
+        backend: LossBackend,
     ) -> None:
         self._dense = _leaf(chunk.logits)
         super().__init__(self._dense, labels, confidence, None)
         self._chunk = chunk
+        self._backend = backend
         self._target_logits = target
-        self._found = found = statistics(chunk.logits, labels, target)
+        self._found = found = backend.statistics(chunk.logits, labels, target)
         self._distance = _leaf(found.distance)
         # In the place of the formulas of GradedRows:
         self.log_label = _leaf(found.log_label)
@@ -54,7 +57,7 @@ class FusedRows(GradedRows):
         if all(x is None for x in (dense, *by)):
             return None
         reads_target = any(x is not None for x in by[1:])
-        gradient_(
+        self._backend.gradient_(
             chunk.logits,
             self.labels,
             self._target_logits if reads_target else None,

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from deepspec.interfaces import HeadStep
-from deepspec.kernels.loss_reference import TargetLogits, log_normaliser
+from deepspec.kernels import LossBackend, loss_backend_for
+from deepspec.kernels.loss_reference import TargetLogits
 from deepspec.train.fused_rows import FusedRows
 from deepspec.train.output_weights import OutputProduct, OutputWeights
 from deepspec.train.position_weights import PositionWeights
@@ -26,7 +27,8 @@ from deepspec.types import AnchorBlocks, Features
 
 #: Elements of one chunk's logits, by device type: what a cache holds, or what fills a GPU.
 _CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
-_MIN_CHUNK_ROWS = 64
+#: Matrix products of fewer rows are slower on a CPU (benchmarks/loss.py).
+_MIN_CHUNK_ROWS = 256
 
 
 def chunk_rows(vocab_size: int, device: torch.device) -> int:
@@ -204,15 +206,18 @@ class BlockObjective:
         self, slots: _Slots, product: OutputProduct, measure: bool
     ) -> tuple[FusedRows, Tensor, Tensor]:
         """The rows, sums ``[terms]`` of w * loss, and acceptance ``[m]`` (zeros when nothing asks for it)."""
+        chunk = product.logits(slots.hidden, slots.latent)
+        backend = loss_backend_for(chunk.logits.device, chunk.logits.dtype)
         target = None
         if measure or self.reads_target:
-            target = self._target(slots.target_hidden, product.target_ids)
+            target = self._target(slots.target_hidden, product.target_ids, backend)
         rows = FusedRows(
-            product.logits(slots.hidden, slots.latent),
+            chunk,
             slots.labels,
             None if slots.confidence is None else at_least_float32(slots.confidence),
             target,
             is_reduced=product.target_ids is not None,
+            backend=backend,
         )
         counts = self.position_weights.of(rows, slots.valid)
         sums = torch.stack([(term.loss(rows) * counts).sum() for term, _ in self.terms])
@@ -221,9 +226,10 @@ class BlockObjective:
         return rows, sums, acceptance
 
     @torch.no_grad()
-    def _target(self, hidden: Tensor, target_ids: Tensor | None) -> TargetLogits:
+    def _target(self, hidden: Tensor, target_ids: Tensor | None, backend: LossBackend) -> TargetLogits:
         logits = self.target_logits(hidden)
-        return TargetLogits(logits if target_ids is None else logits[:, target_ids], log_normaliser(logits))
+        normaliser = backend.log_normaliser(logits)
+        return TargetLogits(logits if target_ids is None else logits[:, target_ids], normaliser)
 
     def _sum(self, results: list[tuple[Tensor, Tensor]], kept: Tensor, valid: Tensor) -> Graded:
         dtype = results[0][0].dtype if results else torch.float32

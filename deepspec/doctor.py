@@ -30,11 +30,14 @@ _PACKAGES = (
 )
 _VARIABLES = (
     "DEEPSPEC_HOME",
+    "DEEPSPEC_KERNELS",
+    "DEEPSPEC_KERNELS_CHECK",
     BLOCK_VARIABLE,
     "HF_HOME",
     "HF_HUB_OFFLINE",
     "OMP_NUM_THREADS",
     "CUDA_VISIBLE_DEVICES",
+    "TRITON_INTERPRET",
 )
 
 
@@ -62,8 +65,6 @@ def diagnose() -> Diagnosis:
     """Look at this machine; a plugin that fails is reported under ``problems`` instead of raised."""
     import torch
 
-    from deepspec.kernels import backend_for
-
     problems = []
     plugins: list[dict[str, Any]] = []
     try:
@@ -71,6 +72,13 @@ def diagnose() -> Diagnosis:
     except DeepSpecError as error:
         problems.append(str(error))
     devices = _devices()
+    kernels = {}
+    for row in devices:
+        try:
+            kernels[row["name"]] = _verify_kernel(row["name"])
+        except DeepSpecError as error:
+            kernels[row["name"]] = "none"
+            problems.append(str(error))
     cache = cache_root()
     if not _writable(cache):
         problems.append(f"cache folder {cache} cannot be written; set DEEPSPEC_HOME to one that can")
@@ -80,12 +88,20 @@ def diagnose() -> Diagnosis:
         platform=platform.platform(),
         cpu_threads=torch.get_num_threads(),
         devices=devices,
-        kernel_backend={row["name"]: backend_for(torch.device(row["name"])).name for row in devices},
+        kernel_backend=kernels,
         plugins=plugins,
         cache=str(cache),
         environment={name: os.environ[name] for name in _VARIABLES if name in os.environ},
         problems=problems,
     )
+
+
+def _verify_kernel(device: str) -> str:
+    import torch
+
+    from deepspec.kernels import backend_for
+
+    return backend_for(torch.device(device)).name
 
 
 def _version(distribution: str) -> str | None:

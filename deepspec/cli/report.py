@@ -19,6 +19,7 @@ def result_table(report: EvalReport) -> Table:
     rows = [
         ("strategy", f"{found['strategy']}, draft length {found['draft_length']}"),
         ("target", f"{found['target']} on {found['device']}, temperature {found['temperature']:g}"),
+        ("verify kernel", found["verify_kernel"]),
         ("measured on", f"{found['num_prompts']} prompts, {found['num_rounds']} rounds"),
         ("accepted length τ", interval(found["accepted_length"])),
         *((f"  {name}", _number(task["accepted_length"], ".3f")) for name, task in found["tasks"].items()),

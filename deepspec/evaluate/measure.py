@@ -19,6 +19,7 @@ from deepspec.evaluate.acceptance import measure_acceptance
 from deepspec.evaluate.report import EvalReport, TaskResult
 from deepspec.evaluate.speed import Speed, measure_speed
 from deepspec.evaluate.tasks import collect_prompts, spread
+from deepspec.kernels import backend_for
 from deepspec.plugins import create_plugin_manager, round_observer
 from deepspec.resources import memory
 from deepspec.runs import Run
@@ -141,6 +142,7 @@ def make_report(
         strategy=parts.strategy.name,
         target=target.name,
         device=_describe(target.device),
+        verify_kernel=backend_for(target.device, target.dtype).name,
         draft_length=draft_length,
         temperature=config.temperature,
         num_prompts=total.num_prompts,

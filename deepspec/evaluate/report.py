@@ -23,7 +23,7 @@ class EvalReport:
     """An evaluation. Acceptance is measured at the configured batch, times and speeds at batch 1.
 
     Attributes:
-        strategy, target, device: what was measured, and where.
+        strategy, target, device: what was measured, and where. verify_kernel: which implementation verified.
         draft_length: G. temperature: of target and drafter.
         num_prompts, num_rounds: that acceptance was measured on.
         accepted_length: tokens gained a round, bonus token included, over all tasks; None without a round.
@@ -39,6 +39,7 @@ class EvalReport:
     strategy: str
     target: str
     device: str
+    verify_kernel: str
     draft_length: int
     temperature: float
     num_prompts: int
@@ -88,6 +89,7 @@ class EvalReport:
                 for found in [as_json(task.accepted_length)]
             },
             "device": self.device,
+            "verify_kernel": self.verify_kernel,
             "versions": dict(self.versions),
         }
 

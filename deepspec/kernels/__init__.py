@@ -1,7 +1,7 @@
-"""Verify kernels behind one choice: which implementation runs is decided here and can be reported.
+"""Verify and loss kernels behind one choice: which implementation runs is decided here and can be reported.
 
-The plain-torch reference serves the CPU and Apple's GPUs, Triton every other device where it is installed. Triton
-is imported when it is going to run, not before.
+The plain-torch reference serves the CPU and Apple's GPUs, Triton every other device where it is installed.
+Triton is imported when it is going to run, not before.
 """
 
 from __future__ import annotations
@@ -73,10 +73,14 @@ def loss_backend_for(device: torch.device, dtype: torch.dtype = torch.float32) -
 def _takes_triton(device: torch.device, dtype: torch.dtype) -> bool:
     wanted = os.environ.get(KERNELS_VARIABLE, "")
     if wanted not in ("", "reference", "triton"):
-        raise ConfigError(f"{KERNELS_VARIABLE} is {wanted!r}; allowed are reference and triton, or leave it unset")
+        raise ConfigError(
+            f"{KERNELS_VARIABLE} is {wanted!r}; allowed are reference and triton, or leave it unset"
+        )
     refusal = _refusal(device, dtype)
     if wanted == "triton" and refusal is not None:
-        raise ConfigError(f"{KERNELS_VARIABLE}=triton cannot run here: {refusal}; unset it or set it to reference")
+        raise ConfigError(
+            f"{KERNELS_VARIABLE}=triton cannot run here: {refusal}; unset it or set it to reference"
+        )
     return wanted == "triton" or (not wanted and refusal is None and device.type != "cpu")
 
 

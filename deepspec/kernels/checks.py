@@ -43,7 +43,8 @@ def check_round(target: TargetRows, draft: Draft, lengths: Tensor, *uniforms: Te
     if (found := _first(outside)) is not None:
         r, k = found
         raise ConfigError(
-            f"request {r} drafted token {int(draft.tokens[r, k])} at position {k}; allowed are 0..{vocab_size - 1}"
+            f"request {r} drafted token {int(draft.tokens[r, k])} at position {k}; "
+            f"allowed are 0..{vocab_size - 1}"
         )
     rows = (target.starts[:, None] + steps).clamp(max=len(target.logits) - 1)
     _check_rows("target", target.logits[rows.flatten()].unflatten(0, rows.shape), used)
@@ -80,20 +81,24 @@ def _check_shapes(target: TargetRows, draft: Draft, lengths: Tensor) -> None:
     }
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tensor.shape != shape:
-            raise ConfigError(f"{name} is {list(tensor.shape)}; draft.tokens and target.logits ask for {list(shape)}")
+            raise ConfigError(
+                f"{name} is {list(tensor.shape)}; draft.tokens and target.logits ask for {list(shape)}"
+            )
 
 
 def _check_packing(target: TargetRows, draft: Draft, lengths: Tensor) -> None:
     num_draft, num_rows = draft.tokens.shape[1], len(target.logits)
     if (found := _first((lengths < 0) | (lengths > num_draft))) is not None:
         [r] = found
-        raise ConfigError(f"request {r} has length {int(lengths[r])}; allowed are 0..{num_draft}, what was drafted")
+        raise ConfigError(
+            f"request {r} has length {int(lengths[r])}; allowed are 0..{num_draft}, what was drafted"
+        )
     ends = torch.cat([target.starts[1:], target.starts.new_tensor([num_rows])])
     if (found := _first((target.starts < 0) | (target.starts + lengths >= ends))) is not None:
         [r] = found
         raise ConfigError(
-            f"request {r} has length {int(lengths[r])} and rows {int(target.starts[r])}..{int(ends[r]) - 1} of "
-            f"{num_rows}; it needs one row more than its length"
+            f"request {r} has length {int(lengths[r])} and rows {int(target.starts[r])}..{int(ends[r]) - 1} "
+            f"of {num_rows}; it needs one row more than its length"
         )
 
 
@@ -102,7 +107,9 @@ def _check_rows(name: str, rows: Tensor, used: Tensor) -> None:
     for what, wrong in (("NaN", rows.isnan().any(-1)), ("nothing finite", ~rows.isfinite().any(-1))):
         if (found := _first(wrong & used)) is not None:
             r, k = found
-            raise ConfigError(f"the {name} logits of request {r}, row {k}, hold {what}; look at what computed them")
+            raise ConfigError(
+                f"the {name} logits of request {r}, row {k}, hold {what}; look at what computed them"
+            )
 
 
 def _first(wrong: Tensor) -> list[int] | None:

@@ -27,7 +27,8 @@ def probability(values, peak, log_total, inverse):
 
 @triton.jit
 def accept_drafts(
-    logits, row_stride, cutoffs, starts, lengths, temperature, drafted, log_q, uniforms, request_stride, step_stride,
+    logits, row_stride, cutoffs, starts, lengths, temperature, drafted, log_q,
+    uniforms, request_stride, step_stride,
     peaks, totals, bests, row_peaks, row_logs, row_bests, log_runs, needed, accepted,
     num_rows, num_steps, num_blocks, vocab_size,
     truncated: tl.constexpr, blockwise: tl.constexpr, steps: tl.constexpr, parts: tl.constexpr,
@@ -64,7 +65,9 @@ def accept_drafts(
     log_p = tl.where(value > float("-inf"), (value - row_peak) * inverse - row_log, float("-inf"))
     log_p = tl.where(greedy, tl.where(token == row_best, 0.0, float("-inf")), log_p)
     drawn_with = tl.load(log_q + place, mask=inside, other=0.0).to(tl.float32)
-    uniform = below_one(tl.load(uniforms + request * request_stride + step * step_stride, mask=inside, other=0.0))
+    uniform = below_one(
+        tl.load(uniforms + request * request_stride + step * step_stride, mask=inside, other=0.0)
+    )
     if blockwise:
         # P_i = min(1, P_{i-1} p/q): the sum of the log ratios, less its largest value so far, 0 included.
         run = tl.cumsum(tl.where(inside, log_p - drawn_with, 0.0), 0)
@@ -85,7 +88,8 @@ def accept_drafts(
 @triton.jit
 def residual_tile(
     logits, row_stride, cutoffs, starts, draft, draft_stride, draft_step_stride, drafted, log_sum_exp,
-    row_peaks, row_logs, log_runs, request, step, tokens, temperature, inverse, num_rows, num_steps, vocab_size,
+    row_peaks, row_logs, log_runs, request, step, tokens, temperature, inverse,
+    num_rows, num_steps, vocab_size,
     truncated: tl.constexpr, one_hot: tl.constexpr, blockwise: tl.constexpr,
 ):  # fmt: skip
     """(p - q)+ of some tokens of a drafted row, (P p - q)+ under the block rule.
@@ -116,7 +120,7 @@ def residual_masses(
     truncated: tl.constexpr, one_hot: tl.constexpr, blockwise: tl.constexpr, whole_round: tl.constexpr,
     block: tl.constexpr,
 ):  # fmt: skip
-    """Residual mass of each block: of the row that refused its draft, or (``whole_round``) of every needed row."""
+    """Residual mass of each block: of the row that refused its draft, or (``whole_round``) of all needed."""
     program = tl.program_id(0)
     owner, part = (program // num_blocks).to(tl.int64), program % num_blocks
     if whole_round:

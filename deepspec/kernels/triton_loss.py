@@ -16,21 +16,23 @@ from torch import Tensor
 
 from deepspec.kernels.loss_reference import RowGradients, RowStatistics, TargetLogits
 from deepspec.kernels.triton_rows import weight_of
+from deepspec.kernels.triton_rules import ENABLE_FP_FUSION
 
-#: Multiplication and addition in one rounding, said explicitly because compilers differ in what they assume.
-ENABLE_FP_FUSION = True
+#: Warps that a program runs on.
 NUM_WARPS = 8
-#: Tokens that a program works on at once.
+#: Tokens of a gradient's program, and those that a program of the statistics works on at once: four sums of
+#: each stay in registers.
 _BLOCK = 4096
+_TILE = 2048
 
 
 @triton.jit
-def row_normaliser(row, vocab_size, block: tl.constexpr):
+def row_normaliser(row, vocab_size, tile: tl.constexpr):
     """log sum exp of one row; -inf where it is empty."""
     peak = float("-inf")
     total = 0.0
-    for begin in range(0, vocab_size, block):
-        tokens = begin + tl.arange(0, block)
+    for begin in range(0, vocab_size, tile):
+        tokens = begin + tl.arange(0, tile)
         values = tl.load(row + tokens, mask=tokens < vocab_size, other=float("-inf")).to(tl.float32)
         higher = tl.maximum(peak, tl.max(values, axis=0))
         total = total * weight_of(peak, higher, 1.0) + tl.sum(weight_of(values, higher, 1.0), axis=0)
@@ -39,22 +41,22 @@ def row_normaliser(row, vocab_size, block: tl.constexpr):
 
 
 @triton.jit
-def loss_normaliser(logits, row_stride, normaliser, vocab_size, block: tl.constexpr):
+def loss_normaliser(logits, row_stride, normaliser, vocab_size, tile: tl.constexpr):
     """log sum exp of each row."""
     index = tl.program_id(0).to(tl.int64)
-    tl.store(normaliser + index, row_normaliser(logits + index * row_stride, vocab_size, block))
+    tl.store(normaliser + index, row_normaliser(logits + index * row_stride, vocab_size, tile))
 
 
 @triton.jit
 def loss_statistics(
     logits, row_stride, labels, target, target_stride, target_normaliser,
     normaliser, log_label, distance, cross_entropy, slope, mass,
-    vocab_size, has_target: tl.constexpr, block: tl.constexpr,
+    vocab_size, has_target: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
     """The fields of RowStatistics, one row a program."""
     index = tl.program_id(0).to(tl.int64)
     row = logits + index * row_stride
-    draft_log_sum = row_normaliser(row, vocab_size, block)
+    draft_log_sum = row_normaliser(row, vocab_size, tile)
     label = tl.load(labels + index)
     column = tl.minimum(tl.maximum(label, 0), vocab_size - 1)
     picked = tl.load(row + column).to(tl.float32) - draft_log_sum
@@ -63,10 +65,10 @@ def loss_statistics(
     if has_target:
         target_row = target + index * target_stride
         target_log_sum = tl.load(target_normaliser + index).to(tl.float32)
-        sums = tl.zeros([block], tl.float32)
+        sums = tl.zeros([tile], tl.float32)
         masses, products, slopes = sums, sums, sums
-        for begin in range(0, vocab_size, block):
-            tokens = begin + tl.arange(0, block)
+        for begin in range(0, vocab_size, tile):
+            tokens = begin + tl.arange(0, tile)
             inside = tokens < vocab_size
             log_q = tl.load(row + tokens, mask=inside, other=float("-inf")).to(tl.float32) - draft_log_sum
             log_p = tl.load(target_row + tokens, mask=inside, other=float("-inf")).to(tl.float32) - target_log_sum
@@ -115,7 +117,7 @@ def loss_gradient(
 def log_normaliser(logits: Tensor) -> Tensor:
     """See ``loss_reference``."""
     found = _row_values(logits)
-    _launch(loss_normaliser, logits, len(logits), row_stride=logits.stride(0), normaliser=found)
+    _launch(loss_normaliser, logits, len(logits), row_stride=logits.stride(0), normaliser=found, tile=_TILE)
     return found
 
 
@@ -130,6 +132,7 @@ def statistics(logits: Tensor, labels: Tensor, target: TargetLogits | None) -> R
         len(logits),
         row_stride=logits.stride(0),
         labels=labels,
+        tile=_TILE,
         **given,
         **_target(target, logits),
     )
@@ -167,6 +170,7 @@ def gradient_(
         tanh_stride=0 if tanh is None else tanh.stride(0),
         has_tanh=tanh is not None,
         num_blocks=num_blocks,
+        block=_BLOCK,
         **_target(target, logits),
     )
 
@@ -192,7 +196,6 @@ def _launch(kernel: Any, logits: Tensor, programs: int, **arguments: Any) -> Non
         kernel[(programs,)](
             logits=logits,
             vocab_size=logits.shape[1],
-            block=_BLOCK,
             num_warps=NUM_WARPS,
             enable_fp_fusion=ENABLE_FP_FUSION,
             **arguments,

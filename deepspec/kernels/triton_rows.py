@@ -110,7 +110,8 @@ def measure(row, floor, peak, inverse, vocab_size, by_mass: tl.constexpr, tile: 
 
 @triton.jit
 def largest_floor(
-    row, above, wanted, peak, inverse, vocab_size, by_mass: tl.constexpr, bits: tl.constexpr, tile: tl.constexpr
+    row, above, wanted, peak, inverse, vocab_size,
+    by_mass: tl.constexpr, bits: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
     """The largest key, at least ``above``, from which on a row holds ``wanted``: a bisection bit by bit.
 
@@ -131,7 +132,7 @@ def cut_offs(
     has_top_k: tl.constexpr, has_top_p: tl.constexpr, has_min_p: tl.constexpr,
     bits: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
-    """Each living cell's smallest logit kept by top-k, then top-p of what is left, then min-p; ties are kept."""
+    """Each living cell's cut-off: top-k, then top-p of what is left, then min-p; ties are kept."""
     cell = tl.program_id(0)
     request, step = (cell // num_steps).to(tl.int64), cell % num_steps
     if step > load_length(lengths, request, num_steps):

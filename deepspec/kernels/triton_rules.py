@@ -18,9 +18,9 @@ from deepspec.kernels import triton_close, triton_rows
 from deepspec.sampling.categorical import BLOCK
 from deepspec.types import Draft, TargetRows, Verdict
 
-#: Leading bits that tell a type's values apart once they are float32 (float16 has 5 + 10, float32's exponent 8).
+#: Leading bits that tell a type's values apart once they are float32, whose exponent has 8 bits.
 DTYPES = {torch.bfloat16: 16, torch.float16: 19, torch.float32: 32}
-# Unfused: a product and a difference round alike in every kernel, so weights are those that masses were summed of.
+# Unfused: sums of products round alike in every kernel, so weights are those that the masses were summed of.
 ENABLE_FP_FUSION = False
 #: Warps of the kernels that work on blocks of the vocabulary; the others take 4.
 _WIDE = 8

@@ -23,7 +23,8 @@ class DeltaVerifier(Verifier):
 
     def verify(self, target: TargetRows, draft: Draft, lengths: Tensor, uniforms: RoundUniforms) -> Verdict:
         """See :class:`deepspec.interfaces.Verifier`."""
-        return backend_for(target.logits.device).delta_rule(target, draft, lengths, uniforms.delta)
+        rule = backend_for(target.logits.device, target.logits.dtype).delta_rule
+        return rule(target, draft, lengths, uniforms.delta)
 
     def outcome(self, target: TargetRows, draft: Draft, lengths: Tensor) -> Tensor:
         """See :class:`deepspec.interfaces.Verifier`."""

@@ -22,7 +22,7 @@ class TokenVerifier(Verifier):
 
     def verify(self, target: TargetRows, draft: Draft, lengths: Tensor, uniforms: RoundUniforms) -> Verdict:
         """See :class:`deepspec.interfaces.Verifier`."""
-        rule = backend_for(target.logits.device).token_rule
+        rule = backend_for(target.logits.device, target.logits.dtype).token_rule
         return rule(target, draft, lengths, uniforms.accept, uniforms.residual)
 
     def outcome(self, target: TargetRows, draft: Draft, lengths: Tensor) -> Tensor:

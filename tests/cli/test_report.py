@@ -14,6 +14,7 @@ REPORT = EvalReport(
     strategy="toy",
     target="demo",
     device="cpu",
+    verify_kernel="reference",
     draft_length=2,
     temperature=1.0,
     num_prompts=8,

@@ -40,6 +40,7 @@ def test_the_report_has_the_documented_keys_and_is_json(run, task_file):
     assert set(found) == EVAL_KEYS | EXTRA_KEYS
     assert (found["schema"], found["strategy"], found["target"]) == (1, "dspark", "tiny")
     assert (found["draft_length"], found["temperature"], found["device"]) == (3, 1.0, "cpu")
+    assert found["verify_kernel"] == "reference"
     assert set(found["accepted_length"]) == {"mean", "ci95"}
     low, high = found["accepted_length"]["ci95"]
     assert 1 <= low <= found["accepted_length"]["mean"] <= high <= 4

@@ -21,7 +21,14 @@ from deepspec.kernels.checks import checked
 from deepspec.kernels.loss_reference import RowStatistics, TargetLogits
 from deepspec.types import Draft, TargetRows, Verdict
 
-__all__ = ["CHECK_VARIABLE", "KERNELS_VARIABLE", "LossBackend", "VerifyBackend", "backend_for", "loss_backend_for"]
+__all__ = [
+    "CHECK_VARIABLE",
+    "KERNELS_VARIABLE",
+    "LossBackend",
+    "VerifyBackend",
+    "backend_for",
+    "loss_backend_for",
+]
 
 #: ``reference`` or ``triton`` forces one; empty chooses by device and dtype.
 KERNELS_VARIABLE = "DEEPSPEC_KERNELS"

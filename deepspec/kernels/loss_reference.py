@@ -99,17 +99,17 @@ def gradient_(
     """
     by_label = torch.where(labels >= 0, by.log_label, 0)
     factor = by.cross_entropy * found.mass - by.distance * found.slope - by_label
-    for rows, (gradient, p, weights) in _tiles(logits):
-        q = torch.sub(logits[rows], found.log_normaliser[rows, None], out=gradient).exp_()
+    for rows, (q, p, weights) in _tiles(logits):
+        torch.sub(logits[rows], found.log_normaliser[rows, None], out=q).exp_()
         if target is None:
-            q.mul_(factor[rows, None])
+            gradient = q.mul_(factor[rows, None])
         else:
             torch.sub(target.logits[rows], target.log_normaliser[rows, None], out=p).exp_()
             torch.sub(q, p, out=weights).sign_().mul_(by.distance[rows, None]).add_(factor[rows, None])
-            q.mul_(weights).addcmul_(p, by.cross_entropy[rows, None], value=-1)
+            gradient = q.mul_(weights).addcmul_(p, by.cross_entropy[rows, None], value=-1)
         gradient.scatter_add_(1, labels[rows].clamp(min=0)[:, None], by_label[rows, None])
         if dense is not None:
-            gradient += dense[rows]
+            gradient.add_(dense[rows])
         logits[rows] = gradient
         if tanh is not None:
             tanh[rows] = gradient.addcmul_(gradient, torch.mul(tanh[rows], tanh[rows], out=p), value=-1)

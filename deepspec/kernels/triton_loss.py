@@ -71,7 +71,9 @@ def loss_statistics(
             tokens = begin + tl.arange(0, tile)
             inside = tokens < vocab_size
             log_q = tl.load(row + tokens, mask=inside, other=float("-inf")).to(tl.float32) - draft_log_sum
-            log_p = tl.load(target_row + tokens, mask=inside, other=float("-inf")).to(tl.float32) - target_log_sum
+            log_p = (
+                tl.load(target_row + tokens, mask=inside, other=float("-inf")).to(tl.float32) - target_log_sum
+            )
             q, p = tl.exp(log_q), tl.exp(log_p)
             sums += tl.abs(q - p)
             masses += p
@@ -100,7 +102,9 @@ def loss_gradient(
     q = tl.exp(values - tl.load(normaliser + index))
     gradient = q * tl.load(factor + index)
     if has_target:
-        scores = tl.load(target + index * target_stride + tokens, mask=inside, other=float("-inf")).to(tl.float32)
+        scores = tl.load(target + index * target_stride + tokens, mask=inside, other=float("-inf")).to(
+            tl.float32
+        )
         p = tl.exp(scores - tl.load(target_normaliser + index).to(tl.float32))
         signed = tl.where(q > p, q, tl.where(q < p, -q, 0.0))
         gradient += tl.load(by_distance + index) * signed - tl.load(by_cross_entropy + index) * p

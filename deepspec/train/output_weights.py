@@ -95,6 +95,7 @@ class OutputProduct:
         else:
             total += gradient.T @ factor.to(gradient.dtype)
 
+
 def _for_product(weight: Tensor) -> Tensor:
     """The weight without its graph, in the type that autocast chooses for products where it is on."""
     place = weight.device.type

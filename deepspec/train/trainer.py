@@ -20,8 +20,8 @@ from deepspec.plugins import resolve_part
 from deepspec.target import Target
 from deepspec.train.anchors import move, sample_anchors, select_rows
 from deepspec.train.objective import BlockObjective, Graded
-from deepspec.train.output_weights import OutputWeights
 from deepspec.train.optimizer import DraftOptimizer
+from deepspec.train.output_weights import OutputWeights
 from deepspec.train.position_weights import make_position_weights
 from deepspec.train.terms import ObjectiveTerm
 from deepspec.types import AnchorBlocks, Features, TokenBatch

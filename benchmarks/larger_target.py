@@ -8,7 +8,7 @@ library, which the shipped prompts are from, and exact copies of them are not tr
 ``larger-target``, which is a target with its ``build-log.json`` (the curve of held-out perplexity), and
 ``continuations``, which is training text. Nothing is fetched.
 
-From a checkout that is installed, on a machine with a GPU, which needs no network, in this order, each command
+From a checkout that is installed, on a machine with a GPU, without a network, in this order, each command
 ending within ten minutes and repeated until it has nothing left to do; none of it was measured on a GPU:
 
     python benchmarks/larger_target.py ../larger --compile --minutes 8

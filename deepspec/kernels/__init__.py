@@ -1,4 +1,4 @@
-"""Verify kernels behind one choice: which implementation runs is decided here and can be reported.
+"""Verify and loss kernels behind one choice: which implementation runs is decided here and can be reported.
 
 The plain-torch reference serves the CPU and Apple's GPUs, Triton every other device where it is installed.
 Triton is imported when it is going to run, not before.
@@ -16,12 +16,20 @@ import torch
 from torch import Tensor
 
 from deepspec.errors import ConfigError
-from deepspec.kernels import reference
+from deepspec.kernels import loss_reference, reference
 from deepspec.kernels.checks import checked
+from deepspec.kernels.loss_reference import RowStatistics, TargetLogits
 from deepspec.sampling import Drawn, sampler
 from deepspec.types import Draft, Sampling, TargetRows, Verdict
 
-__all__ = ["CHECK_VARIABLE", "KERNELS_VARIABLE", "VerifyBackend", "backend_for"]
+__all__ = [
+    "CHECK_VARIABLE",
+    "KERNELS_VARIABLE",
+    "LossBackend",
+    "VerifyBackend",
+    "backend_for",
+    "loss_backend_for",
+]
 
 #: ``reference`` or ``triton`` forces one; empty chooses by device and dtype.
 KERNELS_VARIABLE = "DEEPSPEC_KERNELS"
@@ -48,8 +56,21 @@ def _draw_draft(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Drawn:
     return sampler.draw_draft(logits, sampling, uniforms)  # looked up anew, so that a check may replace it
 
 
+@dataclass(frozen=True)
+class LossBackend:
+    """The loss kernels of one implementation; see ``loss_reference`` for what each must compute."""
+
+    name: str
+    log_normaliser: Callable[[Tensor], Tensor]
+    statistics: Callable[[Tensor, Tensor, TargetLogits | None], RowStatistics]
+    gradient_: Callable[..., None]
+
+
 _REFERENCE = VerifyBackend(
     "reference", _draw_draft, reference.token_rule, reference.block_rule, reference.delta_rule
+)
+_REFERENCE_LOSS = LossBackend(
+    "reference", loss_reference.log_normaliser, loss_reference.statistics, loss_reference.gradient_
 )
 
 
@@ -59,6 +80,16 @@ def backend_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Ver
     Raises:
         ConfigError: ``DEEPSPEC_KERNELS`` is no backend's name, or names one that cannot run here.
     """
+    backend = _triton() if _takes_triton(device, dtype) else _REFERENCE
+    return _checked(backend) if os.environ.get(CHECK_VARIABLE) == "1" else backend
+
+
+def loss_backend_for(device: torch.device, dtype: torch.dtype = torch.float32) -> LossBackend:
+    """The implementation for logits of ``dtype`` on ``device``; raises as :func:`backend_for` does."""
+    return _triton_loss() if _takes_triton(device, dtype) else _REFERENCE_LOSS
+
+
+def _takes_triton(device: torch.device, dtype: torch.dtype) -> bool:
     wanted = os.environ.get(KERNELS_VARIABLE, "")
     if wanted not in ("", "reference", "triton"):
         raise ConfigError(
@@ -69,9 +100,7 @@ def backend_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Ver
         raise ConfigError(
             f"{KERNELS_VARIABLE}=triton cannot run here: {refusal}; unset it or set it to reference"
         )
-    by_default = not wanted and refusal is None and device.type != "cpu"
-    backend = _triton() if wanted == "triton" or by_default else _REFERENCE
-    return _checked(backend) if os.environ.get(CHECK_VARIABLE) == "1" else backend
+    return wanted == "triton" or (not wanted and refusal is None and device.type != "cpu")
 
 
 def _refusal(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -103,6 +132,14 @@ def _triton() -> VerifyBackend:
     name = "triton (interpreted)" if _interpreting() else "triton"
     rules = (triton_rules.token_rule, triton_rules.block_rule, triton_rules.delta_rule)
     return VerifyBackend(name, triton_draft.draw_draft, *rules)
+
+
+@cache
+def _triton_loss() -> LossBackend:
+    from deepspec.kernels import triton_loss
+
+    name = "triton (interpreted)" if _interpreting() else "triton"
+    return LossBackend(name, triton_loss.log_normaliser, triton_loss.statistics, triton_loss.gradient_)
 
 
 @cache

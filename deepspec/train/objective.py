@@ -15,48 +15,25 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
-from deepspec.interfaces import HeadStep, Readout
+from deepspec.interfaces import HeadStep
+from deepspec.kernels import LossBackend, loss_backend_for
+from deepspec.kernels.loss_reference import TargetLogits
+from deepspec.train.fused_rows import FusedRows
+from deepspec.train.output_weights import OutputProduct, OutputWeights
 from deepspec.train.position_weights import PositionWeights
-from deepspec.train.terms import GradedRows, ObjectiveTerm
+from deepspec.train.terms import ObjectiveTerm, at_least_float32
 from deepspec.types import AnchorBlocks, Features
 
 #: Elements of one chunk's logits, by device type: what a cache holds, or what fills a GPU.
 _CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
-_MIN_CHUNK_ROWS = 64
+#: Matrix products of fewer rows are slower on a CPU (benchmarks/loss.py).
+_MIN_CHUNK_ROWS = 256
 
 
 def chunk_rows(vocab_size: int, device: torch.device) -> int:
     """How many slots are graded at once, from the size of the draft vocabulary."""
     return max(_MIN_CHUNK_ROWS, _CHUNK_ELEMENTS.get(device.type, 2**24) // vocab_size)
-
-
-@dataclass(frozen=True)
-class OutputWeights:
-    """How hidden states and latents become draft logits: softcap(h W_lm^T) + latent W_out^T."""
-
-    readout: Readout
-    latent: Tensor | None
-
-    def logits(self, hidden: Tensor, latent: Tensor | None) -> Tensor:
-        """Logits ``[M, Vd]`` in float32 at least."""
-        weight = self.readout.weight
-        logits = linear(_matched(hidden, weight), weight)
-        if self.readout.softcap is not None:
-            logits = self.readout.softcap * torch.tanh(logits / self.readout.softcap)
-        if latent is not None and self.latent is not None:
-            logits = torch.addmm(_matched(logits, self.latent), _matched(latent, self.latent), self.latent.T)
-        return _at_least_float32(logits)
-
-    def as_leaves(self) -> OutputWeights:
-        """The same weights detached, those that are trained collecting gradients of their own."""
-        readout = self.readout
-        weight = readout.weight.detach().requires_grad_(readout.trained)
-        latent = (
-            None if self.latent is None else self.latent.detach().requires_grad_(self.latent.requires_grad)
-        )
-        return OutputWeights(Readout(weight, readout.softcap, readout.target_ids, readout.trained), latent)
 
 
 @dataclass(frozen=True)
@@ -95,16 +72,22 @@ class _Slots:
     valid: Tensor
 
     def chunks(self, num_blocks: int) -> Iterator[_Slots]:
-        """The slots of so many blocks at a time; what is differentiable becomes a leaf."""
-        leaves = (self.hidden, self.latent, self.confidence)
+        """The slots of so many blocks at a time, without their graph; the confidence becomes a leaf."""
         blocks = self.valid.split(num_blocks)
         counts = torch.stack([valid.sum() for valid in blocks]).tolist()
         for valid, stop, count in zip(blocks, accumulate(counts), counts, strict=True):
             some = slice(stop - count, stop)
-            cut = [None if x is None else x[some].detach().requires_grad_() for x in leaves]
-            rest = (self.labels[some], self.target_hidden[some], valid)
             if count:
-                yield _Slots(cut[0], cut[1], cut[2], *rest)  # type: ignore[arg-type]
+                yield _Slots(
+                    hidden=self.hidden[some].detach(),
+                    latent=None if self.latent is None else self.latent[some].detach(),
+                    confidence=None
+                    if self.confidence is None
+                    else self.confidence[some].detach().requires_grad_(),
+                    labels=self.labels[some],
+                    target_hidden=self.target_hidden[some],
+                    valid=valid,
+                )
 
 
 class BlockObjective:
@@ -152,29 +135,27 @@ class BlockObjective:
     ) -> Graded:
         """Add the loss's gradient to each parameter behind ``hidden [N, G, H]``, ``step`` and ``weights``."""
         slots, kept = self._slots(hidden, step, weights, features, anchors)
-        leaves = weights.as_leaves()
-        gradients: list[list[Tensor]] = [[], [], []]
+        product = OutputProduct(weights)
         scales = torch.tensor(
             [weight / total_weight for _, weight in self.terms],
             dtype=torch.promote_types(hidden.dtype, torch.float32),
             device=hidden.device,
         )
+        gradients: list[list[Tensor]] = [[], [], []]
         results = []
-        for chunk in self._chunks(slots, leaves):
-            sums, acceptance = self._grade_chunk(chunk, leaves, measure)
+        for chunk in self._chunks(slots, weights):
+            rows, sums, acceptance = self._grade_chunk(chunk, product, measure)
             torch.autograd.backward([sums @ scales])
             results.append((sums.detach(), acceptance))
-            for collected, leaf in zip(
-                gradients, (chunk.hidden, chunk.latent, chunk.confidence), strict=True
-            ):
-                if leaf is not None and leaf.grad is not None:
-                    collected.append(leaf.grad)
-        outputs = [slots.hidden, slots.latent, slots.confidence, weights.readout.weight, weights.latent]
-        joined = [torch.cat(parts) if parts else None for parts in gradients]
-        _backward(
-            outputs,
-            [*joined, leaves.readout.weight.grad, None if leaves.latent is None else leaves.latent.grad],
-        )
+            changed = rows.gradient_()
+            found = (None, None) if changed is None else product.backward(changed, chunk.hidden, chunk.latent)
+            by_confidence = None if chunk.confidence is None else chunk.confidence.grad
+            for collected, part in zip(gradients, (*found, by_confidence), strict=True):
+                if part is not None:
+                    collected.append(part)
+        sources = (slots.hidden, slots.latent, slots.confidence)
+        joined = [(x, torch.cat(parts)) for x, parts in zip(sources, gradients, strict=True) if parts]
+        _backward([*joined, *product.collected()])
         return self._sum(results, kept, anchors.valid)
 
     @torch.no_grad()
@@ -189,7 +170,8 @@ class BlockObjective:
     ) -> Graded:
         """The same sums without gradients."""
         slots, kept = self._slots(hidden, step, weights, features, anchors)
-        results = [self._grade_chunk(chunk, weights, True) for chunk in self._chunks(slots, weights)]
+        product = OutputProduct(weights)
+        results = [self._grade_chunk(chunk, product, True)[1:] for chunk in self._chunks(slots, weights)]
         return self._sum(results, kept, anchors.valid)
 
     def _slots(
@@ -220,28 +202,34 @@ class BlockObjective:
         size = self.rows or chunk_rows(len(weights.readout.weight), slots.hidden.device)
         return slots.chunks(max(1, size // slots.valid.shape[1]))
 
-    def _grade_chunk(self, slots: _Slots, weights: OutputWeights, measure: bool) -> tuple[Tensor, Tensor]:
-        """Sums ``[terms]`` of w * loss, and acceptance ``[m]`` (zeros when nothing asks for it)."""
-        read = measure or self.reads_target
-        rows = GradedRows(
-            logits=weights.logits(slots.hidden, slots.latent),
-            labels=slots.labels,
-            confidence=None if slots.confidence is None else _at_least_float32(slots.confidence),
-            target=self._target_probabilities(slots.target_hidden, weights.readout) if read else None,
+    def _grade_chunk(
+        self, slots: _Slots, product: OutputProduct, measure: bool
+    ) -> tuple[FusedRows, Tensor, Tensor]:
+        """The rows, sums ``[terms]`` of w * loss, and acceptance ``[m]`` (zeros when nothing asks for it)."""
+        chunk = product.logits(slots.hidden, slots.latent)
+        backend = loss_backend_for(chunk.logits.device, chunk.logits.dtype)
+        target = None
+        if measure or self.reads_target:
+            target = self._target(slots.target_hidden, product.target_ids, backend)
+        rows = FusedRows(
+            chunk,
+            slots.labels,
+            None if slots.confidence is None else at_least_float32(slots.confidence),
+            target,
+            is_reduced=product.target_ids is not None,
+            backend=backend,
         )
         counts = self.position_weights.of(rows, slots.valid)
         sums = torch.stack([(term.loss(rows) * counts).sum() for term, _ in self.terms])
         with torch.no_grad():
             acceptance = rows.acceptance if measure else torch.zeros_like(counts)
-        return sums, acceptance
+        return rows, sums, acceptance
 
     @torch.no_grad()
-    def _target_probabilities(self, target_hidden: Tensor, readout: Readout) -> tuple[Tensor, Tensor]:
-        probabilities = _at_least_float32(self.target_logits(target_hidden)).softmax(dim=-1)
-        if readout.target_ids is None:
-            return probabilities, probabilities.new_zeros(len(probabilities))
-        inside = probabilities[:, readout.target_ids]
-        return inside, (1 - inside.sum(dim=-1)).clamp(min=0)
+    def _target(self, hidden: Tensor, target_ids: Tensor | None, backend: LossBackend) -> TargetLogits:
+        logits = self.target_logits(hidden)
+        normaliser = backend.log_normaliser(logits)
+        return TargetLogits(logits if target_ids is None else logits[:, target_ids], normaliser)
 
     def _sum(self, results: list[tuple[Tensor, Tensor]], kept: Tensor, valid: Tensor) -> Graded:
         dtype = results[0][0].dtype if results else torch.float32
@@ -255,15 +243,15 @@ class BlockObjective:
         return Graded(sums, survival.sum(dim=0), valid.sum(dim=0))
 
 
-def _backward(outputs: list[Tensor | None], gradients: list[Tensor | None]) -> None:
-    """One pass through everything behind ``outputs``."""
-    pairs = [
-        (output, gradient)
-        for output, gradient in zip(outputs, gradients, strict=True)
-        if output is not None and gradient is not None and output.requires_grad
-    ]
-    if pairs:
-        torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
+def _backward(pairs: Sequence[tuple[Tensor | None, Tensor]]) -> None:
+    """One pass through everything behind the first of each pair, whose gradient is the second."""
+    outputs, gradients = [], []
+    for output, gradient in pairs:
+        if output is not None and output.requires_grad:
+            outputs.append(output)
+            gradients.append(gradient)
+    if outputs:
+        torch.autograd.backward(outputs, gradients)
 
 
 def _draft_rows(labels: Tensor, target_ids: Tensor) -> Tensor:
@@ -272,12 +260,3 @@ def _draft_rows(labels: Tensor, target_ids: Tensor) -> Tensor:
     places = torch.searchsorted(target_ids[order], labels).clamp(max=len(target_ids) - 1)
     rows = order[places]
     return torch.where(target_ids[rows] == labels, rows, -1)
-
-
-def _matched(value: Tensor, weight: Tensor) -> Tensor:
-    """``value`` in the weight's type, unless autocast chooses the type of the product itself."""
-    return value if torch.is_autocast_enabled(value.device.type) else value.to(weight.dtype)
-
-
-def _at_least_float32(value: Tensor) -> Tensor:
-    return value if value.dtype == torch.float64 else value.float()

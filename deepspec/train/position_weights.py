@@ -41,7 +41,7 @@ class DecayWeights(PositionWeights):
         return float((self._weights(valid, torch.float64) * valid).sum())
 
     def of(self, rows: GradedRows, valid: Tensor) -> Tensor:
-        return self._weights(valid, rows.logits.dtype).expand(valid.shape)[valid]
+        return self._weights(valid, rows.log_label.dtype).expand(valid.shape)[valid]
 
     def _weights(self, valid: Tensor, dtype: torch.dtype) -> Tensor:
         positions = torch.arange(valid.shape[1], dtype=dtype, device=valid.device)
@@ -59,7 +59,7 @@ class SurvivalWeights(PositionWeights):
         return float(valid.any(dim=1).sum())
 
     def of(self, rows: GradedRows, valid: Tensor) -> Tensor:
-        kept = rows.logits.new_zeros(valid.shape)
+        kept = rows.log_label.new_zeros(valid.shape)
         kept[valid] = _SMOOTHING + (1 - _SMOOTHING) * rows.log_label.detach().exp()
         return kept.cumprod(dim=1).flip(1).cumsum(dim=1).flip(1)[valid]
 

@@ -24,8 +24,14 @@ _LEAST_LOG = -1e3
 class GradedRows:
     """Draft and target at M slots; what no term asks for is not computed.
 
+    Its formulas are the specification of what :mod:`deepspec.train.fused_rows` computes in closed form; a
+    term that is a function of ``log_label``, ``distance`` and ``cross_entropy`` costs least.
+
+    Args:
+        logits: ``[M, Vd]`` of the drafter, differentiable, any float type.
+        target: the target's probabilities ``[M, Vd]`` of the same tokens, and its mass ``[M]`` on others.
+
     Attributes:
-        logits: ``[M, Vd]`` of the drafter, float32 or float64, differentiable.
         labels: int64 ``[M]``, the draft vocabulary's row of the true token, -1 when it has none.
         confidence: ``[M]`` logits, differentiable, or None when the head gives none.
     """
@@ -33,10 +39,15 @@ class GradedRows:
     def __init__(
         self, logits: Tensor, labels: Tensor, confidence: Tensor | None, target: tuple[Tensor, Tensor] | None
     ) -> None:
-        self.logits = logits
+        self._logits = logits
         self.labels = labels
         self.confidence = confidence
         self._target = target
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """``[M, Vd]`` of the drafter, float32 or float64."""
+        return at_least_float32(self._logits)
 
     @cached_property
     def log_draft(self) -> Tensor:
@@ -70,6 +81,11 @@ class GradedRows:
         return self._pair()[1]
 
     @cached_property
+    def cross_entropy(self) -> Tensor:
+        """``[M]``, -sum over the draft vocabulary of p log q."""
+        return -(self.target * self.log_draft).sum(dim=-1)
+
+    @cached_property
     def distance(self) -> Tensor:
         """L1 distance ``[M]`` over all V tokens, in [0, 2]: twice the total variation."""
         inside: Tensor = torch.linalg.vector_norm(self.draft - self.target, ord=1, dim=-1)
@@ -84,6 +100,11 @@ class GradedRows:
         if self._target is None:
             raise RuntimeError("an objective term reads the target without declaring reads_target")
         return self._target
+
+
+def at_least_float32(value: Tensor) -> Tensor:
+    """Losses are computed in no less."""
+    return value if value.dtype == torch.float64 else value.float()
 
 
 class ObjectiveTerm(Part, ABC):
@@ -118,7 +139,7 @@ class SoftCrossEntropy(ObjectiveTerm):
     name = "soft_ce"
 
     def loss(self, rows: GradedRows) -> Tensor:
-        return -(rows.target * rows.log_draft).sum(dim=-1)
+        return rows.cross_entropy
 
 
 class L1Distance(ObjectiveTerm):
@@ -151,7 +172,7 @@ class HybridLikelihood(ObjectiveTerm):
     name = "lk_hybrid"
 
     def loss(self, rows: GradedRows) -> Tensor:
-        divergence = (rows.target * (rows.log_target - rows.log_draft)).sum(dim=-1)
+        divergence = rows.cross_entropy + (rows.target * rows.log_target).sum(dim=-1)
         share = (-3 * rows.acceptance).exp()
         return share * divergence + (1 - share) * rows.distance / 2
 

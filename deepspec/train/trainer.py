@@ -19,8 +19,9 @@ from deepspec.interfaces import Drafter, HeadStep
 from deepspec.plugins import resolve_part
 from deepspec.target import Target
 from deepspec.train.anchors import move, sample_anchors, select_rows
-from deepspec.train.objective import BlockObjective, Graded, OutputWeights
+from deepspec.train.objective import BlockObjective, Graded
 from deepspec.train.optimizer import DraftOptimizer
+from deepspec.train.output_weights import OutputWeights
 from deepspec.train.position_weights import make_position_weights
 from deepspec.train.terms import ObjectiveTerm
 from deepspec.types import AnchorBlocks, Features, TokenBatch

@@ -18,13 +18,13 @@ from deepspec.engine import Engine, SamplingParams
 from deepspec.plugins import create_plugin_manager
 from deepspec.sampling.categorical import BLOCK
 from deepspec.target import Target
-from deepspec.train.objective import chunk_rows
 from deepspec.train.trainer import Trainer, make_objective
 from deepspec.types import Features, TokenBatch
 from tests.exact_statistics.compositions import STRATEGIES, build, tiny_target
 
 VOCAB = 10 * BLOCK  # a multiple, so that drawing by block pads nothing
 NUM_REQUESTS, DRAFT_LENGTH, LENGTH = 2, 3, 60
+CHUNK = 64  # rows graded at a time
 CPU = torch.device("cpu")
 
 
@@ -76,9 +76,9 @@ def _trainer(target: Target, name: str) -> Trainer:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_training_never_holds_all_logits(target: Target, name: str) -> None:
     trainer = _trainer(target, name)
-    rows = chunk_rows(VOCAB, CPU)
-    assert rows < NUM_REQUESTS * 40 * DRAFT_LENGTH // 2
-    with NoBigTensor(rows):
+    trainer.objective.rows = CHUNK
+    assert CHUNK < NUM_REQUESTS * 40 * DRAFT_LENGTH // 2
+    with NoBigTensor(CHUNK):
         trainer.step(0, measure=True)
         trainer.expected_accepted_length([_text()])
 
@@ -87,7 +87,7 @@ def test_training_never_holds_all_logits(target: Target, name: str) -> None:
 def test_training_on_all_logits_at_once_is_caught(target: Target, part: str) -> None:
     trainer = _trainer(target, "dspark")
     trainer.objective.rows = 10**9
-    with pytest.raises(BigTensorError), NoBigTensor(chunk_rows(VOCAB, CPU)):
+    with pytest.raises(BigTensorError), NoBigTensor(CHUNK):
         trainer.step(0, measure=True) if part == "step" else trainer.expected_accepted_length([_text()])
 
 

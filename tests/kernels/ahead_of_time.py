@@ -18,21 +18,32 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from deepspec.kernels import triton_close, triton_draft, triton_rows, triton_rules
+from deepspec.kernels import (
+    triton_close,
+    triton_draft,
+    triton_loss,
+    triton_philox,
+    triton_rows,
+    triton_rules,
+)
 
+MODULES = (triton_rows, triton_close, triton_draft, triton_philox, triton_loss)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 #: Vocabulary of Qwen3 in blocks of 4096, and G = 7.
 CONSTANTS = {
     "truncated": False, "one_hot": False, "has_top_k": True, "has_top_p": True, "has_min_p": True,
     "blockwise": False, "whole_round": False, "block": 4096, "tile": 2048, "steps": 8, "parts": 64,
+    "has_target": True, "has_dense": True, "has_tanh": True,
 }  # fmt: skip
 BITS = {"bf16": 16, "fp16": 19, "fp32": 32}
-INT64 = ("starts", "lengths", "drafted", "top_k", "accepted", "bonus", "drawn", "tokens")
+INT64 = (
+    "starts", "lengths", "drafted", "top_k", "accepted", "bonus", "drawn", "tokens",
+    "seeds", "positions", "indices", "streams", "epochs", "labels",
+)  # fmt: skip
 INT32 = ("bests", "row_bests", "needed")
-DOUBLE = ("temperature", "top_p", "min_p", "uniforms")
-ROWS = ("logits", "draft")
-#: Sizes that 16 divides, as they do in real models.
-ALIGNED = ("vocab_size", "row_stride", "draft_stride", "draft_step_stride")
+DOUBLE = ("temperature", "top_p", "min_p", "uniforms", "pairs")
+UNALIGNED = {"uniform_stride", "request_stride", "step_stride", "level_stride"}
+ROWS = ("logits", "draft", "target", "tanh")
 
 
 def pointer(name: str, dtype: str) -> str:
@@ -52,19 +63,23 @@ def compile_one(kernel: Any, dtype: str, changes: dict[str, Any], capability: in
         if n in {*CONSTANTS, "bits"}
     }
     sizes = [
-        n for n in kernel.arg_names if n.endswith("_stride") or n.startswith("num_") or n == "vocab_size"
+        n
+        for n in kernel.arg_names
+        if n.endswith("_stride") or n.startswith("num_") or n in ("vocab_size", "count")
     ]
     signature = {
         n: "constexpr" if n in constants else "i32" if n in sizes else pointer(n, dtype)
         for n in kernel.arg_names
     }
+    aligned = {n for n in sizes if n.endswith("_stride")} - UNALIGNED | {"vocab_size"}
     attrs = {
         (i,): [["tt.divisibility", 16]]
         for i, n in enumerate(kernel.arg_names)
-        if signature[n].startswith("*") or n in ALIGNED
+        if signature[n].startswith("*") or n in aligned
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attrs)
-    options = {"num_warps": triton_rules.num_warps(kernel), "enable_fp_fusion": triton_rules.ENABLE_FP_FUSION}
+    warps = triton_loss.NUM_WARPS if hasattr(triton_loss, kernel.__name__) else triton_rules.num_warps(kernel)
+    options = {"num_warps": warps, "enable_fp_fusion": triton_rules.ENABLE_FP_FUSION}
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
@@ -82,11 +97,11 @@ def compile_one(kernel: Any, dtype: str, changes: dict[str, Any], capability: in
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", code)),
         "loads_128": len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128", code)),
         "loads_16": len(re.findall(r"\bLDG\.E(?:\.\w+)*\.[US]16", code)),
-        "shared": made.metadata.shared,
+        "fused": made.metadata.enable_fp_fusion,
     }  # fmt: skip
 
 
 if __name__ == "__main__":
     for name, dtype, changes, capability in json.loads(sys.argv[1]):
-        kernel = next(getattr(m, name) for m in (triton_rows, triton_close, triton_draft) if hasattr(m, name))
+        kernel = next(getattr(m, name) for m in MODULES if hasattr(m, name))
         print(json.dumps(compile_one(kernel, dtype, changes, capability)), flush=True)

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deepspec.interfaces import HeadStep, Readout
 from deepspec.plugins import create_plugin_manager, list_parts, resolve_part
 from deepspec.strategy import Objective
-from deepspec.train.objective import BlockObjective, OutputWeights
+from deepspec.train.objective import BlockObjective, chunk_rows
+from deepspec.train.output_weights import OutputWeights
 from deepspec.train.position_weights import PositionWeights, make_position_weights
-from deepspec.train.terms import CrossEntropy, GradedRows
+from deepspec.train.terms import CrossEntropy, GradedRows, ObjectiveTerm
 from deepspec.types import AnchorBlocks, Features
 
 G, H, Z, D = 4, 6, 3, 5
@@ -209,6 +212,91 @@ def test_chunked_loss_and_gradients_equal_the_plain_formula(kind, rows, weights)
 @pytest.mark.parametrize("name", FORMULAS)
 def test_each_term_alone_is_its_formula(name, ids):
     assert_as_the_formula(Case(ids=ids), Objective(terms={name: 2.0}, position_decay=None), rows=None)
+
+
+@given(
+    names=st.lists(st.sampled_from([*FORMULAS]), min_size=1, unique=True),
+    decay=st.sampled_from([None, 4.0]),
+    weights=st.sampled_from(["decay", "survival"]),
+    softcap=st.sampled_from([None, 2.0]),
+    trained=st.booleans(),
+    ids=st.sampled_from([None, [7, 0, 3, 9, 10]]),
+    rows=st.sampled_from([None, 1, 9]),
+)
+def test_any_combination_of_terms_is_the_sum_of_their_formulas(
+    names, decay, weights, softcap, trained, ids, rows
+):
+    wanted = Objective(
+        terms={name: TERMS[name] for name in names}, position_decay=decay, position_weights=weights
+    )
+    assert_as_the_formula(Case(softcap=softcap, trained=trained, ids=ids), wanted, rows)
+
+
+class Anything(ObjectiveTerm):
+    """A term of somebody else's, which reads all that rows offer."""
+
+    name = "anything"
+
+    def loss(self, rows: GradedRows) -> Tensor:
+        outside = rows.target_outside * rows.confidence
+        dense = (rows.draft * rows.target).sum(dim=-1) + rows.logits.square().mean(dim=-1)
+        return dense + outside + rows.distance.square() + rows.cross_entropy * rows.log_draft.amax(dim=-1)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_a_term_of_somebody_elses_has_the_gradient_of_what_it_reads(kind):
+    plain, chunked = Case(**CASES[kind]), Case(**CASES[kind])
+    valid = plain.anchors.valid
+    base = plain.hidden[valid] @ plain.weight.T
+    cap, ids = plain.readout.softcap, plain.readout.target_ids
+    logits = (base if cap is None else cap * torch.tanh(base / cap)) + plain.latent[valid] @ plain.output.T
+    columns = plain.anchors.columns[:, None] + torch.arange(G)
+    states = plain.features.last_hidden[plain.anchors.rows[:, None], columns][valid]
+    p = torch.softmax(states @ plain.head.T, -1)
+    inside = p if ids is None else p[:, ids]
+    labels = torch.zeros(len(p), dtype=torch.int64)
+    rows = GradedRows(logits, labels, plain.confidence[valid], (inside, 1 - inside.sum(-1)))
+    Anything().loss(rows).sum().backward()
+    weights = make_position_weights(Objective(position_decay=None))
+    learned(chunked, BlockObjective([(Anything(), 1.0)], weights, target_logits=lambda h: h @ plain.head.T))
+    for one, other in zip(plain.leaves(), chunked.leaves(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_weights_that_are_no_leaves_pass_their_gradients_on():
+    plain, scaled = Case(trained=True), Case(trained=True)
+    learned(plain, plain.objective())
+    weight, output = (torch.nn.Parameter(w.detach() / 2) for w in (scaled.weight, scaled.output))
+    outputs = OutputWeights(Readout(2 * weight, trained=True), 2 * output)
+    scaled.objective().learn(
+        scaled.hidden,
+        scaled.step,
+        outputs,
+        features=scaled.features,
+        anchors=scaled.anchors,
+        total_weight=1.0,
+    )
+    torch.testing.assert_close(weight.grad, 2 * plain.weight.grad)
+    torch.testing.assert_close(output.grad, 2 * plain.output.grad)
+
+
+def test_under_autocast_products_are_bfloat16_and_gradients_near_those_without():
+    plain, cast = Case(trained=True, softcap=2.0), Case(trained=True, softcap=2.0)
+    learned(plain, plain.objective())
+    with torch.autocast("cpu", torch.bfloat16):
+        learned(cast, cast.objective())
+    for one, other in zip(plain.leaves(), cast.leaves(), strict=True):
+        assert other.grad.dtype == torch.float64
+        error = (other.grad - one.grad).norm() / one.grad.norm()
+        assert 1e-4 < error < 0.1  # products of 8 bits
+
+
+def test_a_chunk_holds_the_rows_that_products_need_and_far_fewer_than_a_step():
+    cpu = torch.device("cpu")
+    sizes = [chunk_rows(vocab, cpu) for vocab in (256, 4096, 32_000, 151_936)]
+    assert sizes == sorted(sizes, reverse=True)
+    # Of 512 blocks of 7: logits of draft and target and one more of their size, against about nine of all.
+    assert 3 * sizes[-1] < 9 * 512 * 7 / 8
 
 
 def test_every_registered_term_has_a_formula_here():

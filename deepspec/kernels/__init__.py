@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from deepspec.errors import ConfigError
-from deepspec.kernels import reference
+from deepspec.kernels import reference, schedule
 from deepspec.kernels.checks import checked
 from deepspec.types import Draft, TargetRows, Verdict
 
@@ -36,9 +36,10 @@ class VerifyBackend:
     name: str
     token_rule: Callable[[TargetRows, Draft, Tensor, Tensor, Tensor], Verdict]
     delta_rule: Callable[[TargetRows, Draft, Tensor, Tensor], Verdict]
+    prefix_lengths: Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
-_REFERENCE = VerifyBackend("reference", reference.token_rule, reference.delta_rule)
+_REFERENCE = VerifyBackend("reference", reference.token_rule, reference.delta_rule, schedule.prefix_lengths)
 
 
 def backend_for(device: torch.device, dtype: torch.dtype = torch.float32) -> VerifyBackend:

@@ -12,7 +12,12 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
+
+# Triton reads this when a kernel is decorated. With a GPU the tests in tests/kernels run compiled kernels.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 pytest_plugins = ["tests.watch.guards"]
 
@@ -26,11 +31,8 @@ settings.load_profile("thorough" if os.environ.get("DEEPSPEC_THOROUGH") == "1" e
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a CUDA device where there is none."""
-    if item.get_closest_marker("gpu") is not None:
-        import torch
-
-        if not torch.cuda.is_available():
-            pytest.skip("needs a CUDA device, and this machine has none")
+    if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and this machine has none")
 
 
 @pytest.fixture(autouse=True)

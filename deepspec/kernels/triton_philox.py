@@ -51,5 +51,7 @@ def uniforms(seeds: Tensor, positions: Tensor, indices: Tensor, streams: Tensor,
     count = keys[0].numel()
     if count:
         with torch.accelerator.device_index(seeds.device.index):
-            draw_pairs[(triton.cdiv(count, _BLOCK),)](*keys, pairs, count, block=_BLOCK)
+            draw_pairs[(triton.cdiv(count, _BLOCK),)](
+                *keys, pairs, count, block=_BLOCK, num_warps=4, enable_fp_fusion=False
+            )
     return pairs

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from deepspec.kernels import triton_close, triton_rows, triton_rules
+from deepspec.kernels import triton_close, triton_philox, triton_rows, triton_rules
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 #: Vocabulary of Qwen3 in blocks of 4096, and G = 7.
@@ -27,9 +27,12 @@ CONSTANTS = {
     "blockwise": False, "whole_round": False, "block": 4096, "tile": 2048, "steps": 8, "parts": 64,
 }  # fmt: skip
 BITS = {"bf16": 16, "fp16": 19, "fp32": 32}
-INT64 = ("starts", "lengths", "drafted", "top_k", "accepted", "bonus", "drawn")
+INT64 = (
+    "starts", "lengths", "drafted", "top_k", "accepted", "bonus", "drawn",
+    "seeds", "positions", "indices", "streams", "epochs",
+)  # fmt: skip
 INT32 = ("bests", "row_bests", "needed")
-DOUBLE = ("temperature", "top_p", "min_p", "uniforms")
+DOUBLE = ("temperature", "top_p", "min_p", "uniforms", "pairs")
 ROWS = ("logits", "draft")
 
 
@@ -50,7 +53,9 @@ def compile_one(kernel: Any, dtype: str, changes: dict[str, Any], capability: in
         if n in {*CONSTANTS, "bits"}
     }
     sizes = [
-        n for n in kernel.arg_names if n.endswith("_stride") or n.startswith("num_") or n == "vocab_size"
+        n
+        for n in kernel.arg_names
+        if n.endswith("_stride") or n.startswith("num_") or n in ("vocab_size", "count")
     ]
     signature = {
         n: "constexpr" if n in constants else "i32" if n in sizes else pointer(n, dtype)
@@ -81,11 +86,13 @@ def compile_one(kernel: Any, dtype: str, changes: dict[str, Any], capability: in
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", code)),
         "loads_128": len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128", code)),
         "loads_16": len(re.findall(r"\bLDG\.E(?:\.\w+)*\.[US]16", code)),
-        "shared": made.metadata.shared,
+        "fused": made.metadata.enable_fp_fusion,
     }  # fmt: skip
 
 
 if __name__ == "__main__":
     for name, dtype, changes, capability in json.loads(sys.argv[1]):
-        kernel = next(getattr(m, name) for m in (triton_rows, triton_close) if hasattr(m, name))
+        kernel = next(
+            getattr(m, name) for m in (triton_rows, triton_close, triton_philox) if hasattr(m, name)
+        )
         print(json.dumps(compile_one(kernel, dtype, changes, capability)), flush=True)

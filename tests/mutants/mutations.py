@@ -6,10 +6,8 @@ it broke has gone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.mutants.kernels import KERNEL_MUTANTS
+from tests.mutants.mutant import Mutant
 
 TARGET = ("tests/target/test_packed.py",)
 PROCESS = ("tests/sampling/test_process.py",)
@@ -28,34 +26,6 @@ DRAFTER = ("tests/strategies/test_dflash.py",)
 DRAFT_MODEL = ("tests/strategies/test_draft_model.py",)
 UNROLLED = ("tests/strategies/test_eagle3.py", "tests/strategies/test_mtp.py")
 DECODER = ("tests/target/test_decoder.py",)
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One mistake.
-
-    Attributes:
-        name: what it is called in the table. file: what it changes, from the repository's root.
-        old, new: the text, which occurs exactly once, and what stands in its place.
-        wrong: why the result is wrong.
-        tests: test files of which at least one must fail.
-    """
-
-    name: str
-    file: str
-    old: str
-    new: str
-    wrong: str
-    tests: tuple[str, ...]
-
-    def stale(self, root: Path = ROOT) -> str | None:
-        """Why the entry does not fit the sources any more, or None."""
-        path = root / self.file
-        count = path.read_text().count(self.old) if path.is_file() else 0
-        if count != 1:
-            return f"{self.name}: {self.old!r} occurs {count} times in {self.file}, not once"
-        missing = [test for test in self.tests if not (root / test).is_file()]
-        return f"{self.name}: no such test file: {', '.join(missing)}" if missing else None
 
 
 MUTANTS = (
@@ -467,4 +437,5 @@ MUTANTS = (
         "a token does not attend to itself",
         TARGET,
     ),
+    *KERNEL_MUTANTS,
 )

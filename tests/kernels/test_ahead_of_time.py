@@ -1,0 +1,100 @@
+"""Every kernel compiles for GPUs that are not there, with wide loads, no spills and few registers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+THOROUGH = os.environ.get("DEEPSPEC_THOROUGH") == "1"
+#: 8 warps at 96 registers leave room for two programs on an SM of 65,536 registers with a third to spare.
+REGISTERS = 96
+#: What each kernel reads row by row, and the choices that its rules make at compile time.
+STREAMING = {
+    "block_stats": [{}],
+    "cut_offs": [{}],
+    "residual_masses": [{}, {"one_hot": True}, {"blockwise": True}, {"blockwise": True, "whole_round": True}],
+    "closing_token": [{}, {"one_hot": True}, {"blockwise": True}, {"blockwise": True, "one_hot": True}],
+    "draw_rows": [{}],
+}
+SMALL = {
+    "accept_drafts": [{}, {"blockwise": True}],
+    "accept_block": [{}],
+    "match_draws": [{}],
+    "draw_pairs": [{"block": 128}],
+}
+Job = tuple[str, str, dict[str, int], int]
+
+
+def jobs() -> list[Job]:
+    """Kernel, dtype, choices, architecture; every day one of each kernel and rule, for one GPU each."""
+    choices = {**STREAMING, **SMALL}
+    if THOROUGH:
+        variants = [
+            (name, {**choice, "truncated": truncated})
+            for name in choices
+            for choice in choices[name]
+            for truncated in (False, True)
+        ]
+        return [
+            (name, dtype, choice, capability)
+            for (name, choice), dtype, capability in itertools.product(
+                variants, ("bf16", "fp16", "fp32"), (80, 90, 100)
+            )
+        ]
+    turns = itertools.cycle([("bf16", 90), ("fp32", 80), ("fp16", 100), ("fp32", 90), ("bf16", 80)])
+    return [
+        (name, *dtype_first(turn, choice))
+        for name in choices
+        for choice, turn in zip(choices[name], turns, strict=False)
+    ]
+
+
+def dtype_first(turn: tuple[str, int], choice: dict[str, int]) -> tuple[str, dict[str, int], int]:
+    return turn[0], {**choice, "truncated": turn[0] == "fp32"}, turn[1]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "PYTHONPATH": str(ROOT)}
+    script = Path(__file__).with_name("ahead_of_time.py")
+    ran = subprocess.run(
+        [sys.executable, str(script), json.dumps(jobs())],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+def test_every_kernel_and_rule_compiles(compiled: list[dict[str, Any]]) -> None:
+    assert [(row["kernel"], row["dtype"], row["changes"], row["capability"]) for row in compiled] == jobs()
+    targets = {row["capability"]: row["target"] for row in compiled}
+    assert targets == {80: "sm_80", 90: "sm_90a", 100: "sm_100a"}
+
+
+def test_rows_are_loaded_128_bits_at_a_time(compiled: list[dict[str, Any]]) -> None:
+    for row in compiled:
+        if row["kernel"] in STREAMING:
+            assert row["loads_128"] > 0, row
+            assert row["loads_16"] == 0, row
+
+
+def test_nothing_spills_and_registers_are_few(compiled: list[dict[str, Any]]) -> None:
+    for row in compiled:
+        assert row["spills"] == 0, row
+        assert row["registers"] <= REGISTERS, row
+
+
+def test_products_and_sums_are_not_fused(compiled: list[dict[str, Any]]) -> None:
+    assert {row["fused"] for row in compiled} == {False}

@@ -6,6 +6,7 @@ A curve file is JSON: ``{"schema": 1, "verify_tokens": [..], "steps_per_s": [..]
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,11 +36,10 @@ class SpsCurve(BaseModel):
     def _points(self) -> SpsCurve:
         if len(self.verify_tokens) != len(self.steps_per_s):
             raise ValueError(
-                f"verify_tokens has {len(self.verify_tokens)} entries and steps_per_s {len(self.steps_per_s)}; "
-                "give one speed for each number of tokens"
+                f"verify_tokens has {len(self.verify_tokens)} entries and steps_per_s "
+                f"{len(self.steps_per_s)}; give one speed for each number of tokens"
             )
-        pairs = zip(self.verify_tokens, self.verify_tokens[1:], strict=False)
-        unsorted = next(((a, b) for a, b in pairs if b <= a), None)
+        unsorted = next(((a, b) for a, b in pairwise(self.verify_tokens) if b <= a), None)
         if unsorted is not None:
             raise ValueError(
                 f"verify_tokens has {unsorted[1]} after {unsorted[0]}; give ascending numbers, each once"
@@ -69,7 +69,7 @@ class SpsCurve(BaseModel):
         """
         points = [(b, 1 / speed) for b, speed in zip(self.verify_tokens, self.steps_per_s, strict=True)]
         times = [points[0][1]] * min(points[0][0], most_tokens)
-        for (low, fast), (high, slow) in zip(points, points[1:], strict=False):
+        for (low, fast), (high, slow) in pairwise(points):
             share = [(b - low) / (high - low) for b in range(low + 1, min(high, most_tokens) + 1)]
             times += [fast + part * (slow - fast) for part in share]
         last, slowest = points[-1]

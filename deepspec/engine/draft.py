@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 
 from deepspec.errors import PluginError
 from deepspec.interfaces import Proposer, Readout
-from deepspec.kernels import backend_for
+from deepspec.kernels import DrawStep, backend_for
 from deepspec.kernels.reference import Chooser, draw_step
 from deepspec.sampling import Drawn, scale
 from deepspec.types import Anchors, Draft, Load, Sampling
@@ -55,8 +55,9 @@ def run_draft(
     whole = drafter.parallel_hidden(state)
     first = drafter.step(state, 0, anchors.tokens)
     memory = head.begin(first)
-    kernel = backend_for(first.device, first.dtype).draw_step
-    draw = kernel if choose is None else partial(draw_step, choose=choose)
+    draw: DrawStep = partial(draw_step, choose=choose)
+    if choose is None:
+        draw = backend_for(first.device, first.dtype).draw_step
     base = None if whole is None else readout_logits(whole[:, : anchors.num_draft], readout)
     previous, hidden = anchors.tokens, first
     columns: list[_Column] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 
@@ -18,14 +18,16 @@ from torch import Tensor
 from deepspec.errors import ConfigError
 from deepspec.kernels import reference, schedule
 from deepspec.kernels.checks import checked
-from deepspec.types import Draft, TargetRows, Verdict
+from deepspec.sampling import Drawn
+from deepspec.types import Draft, Sampling, TargetRows, Verdict
 
-__all__ = ["CHECK_VARIABLE", "KERNELS_VARIABLE", "VerifyBackend", "backend_for"]
+__all__ = ["CHECK_VARIABLE", "KERNELS_VARIABLE", "DrawStep", "VerifyBackend", "backend_for"]
 
 #: ``reference`` or ``triton`` forces one; empty chooses by device and dtype.
 KERNELS_VARIABLE = "DEEPSPEC_KERNELS"
 #: ``1`` looks at every round's input first, which waits for the device.
 CHECK_VARIABLE = "DEEPSPEC_KERNELS_CHECK"
+DrawStep = Callable[[Tensor, tuple[Tensor, Tensor] | None, Sampling, Tensor], tuple[Tensor, Drawn]]
 _TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -36,10 +38,17 @@ class VerifyBackend:
     name: str
     token_rule: Callable[[TargetRows, Draft, Tensor, Tensor, Tensor], Verdict]
     delta_rule: Callable[[TargetRows, Draft, Tensor, Tensor], Verdict]
+    draw_step: DrawStep
     prefix_lengths: Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
-_REFERENCE = VerifyBackend("reference", reference.token_rule, reference.delta_rule, schedule.prefix_lengths)
+_REFERENCE = VerifyBackend(
+    name="reference",
+    token_rule=reference.token_rule,
+    delta_rule=reference.delta_rule,
+    draw_step=reference.draw_step,
+    prefix_lengths=schedule.prefix_lengths,
+)
 
 
 def backend_for(device: torch.device, dtype: torch.dtype = torch.float32) -> VerifyBackend:
@@ -82,12 +91,22 @@ def _interpreting() -> bool:
 
 @cache
 def _triton() -> VerifyBackend:
-    from deepspec.kernels import triton_rules
+    from deepspec.kernels import triton_draft, triton_rules, triton_schedule
 
-    name = "triton (interpreted)" if _interpreting() else "triton"
-    return VerifyBackend(name, triton_rules.token_rule, triton_rules.delta_rule)
+    return VerifyBackend(
+        name="triton (interpreted)" if _interpreting() else "triton",
+        token_rule=triton_rules.token_rule,
+        delta_rule=triton_rules.delta_rule,
+        draw_step=triton_draft.draw_step,
+        prefix_lengths=triton_schedule.prefix_lengths,
+    )
 
 
 @cache
 def _checked(backend: VerifyBackend) -> VerifyBackend:
-    return VerifyBackend(backend.name, checked(backend.token_rule), checked(backend.delta_rule))
+    return replace(
+        backend,
+        token_rule=checked(backend.token_rule),
+        delta_rule=checked(backend.delta_rule),
+        prefix_lengths=schedule.checked(backend.prefix_lengths),
+    )

@@ -16,7 +16,6 @@ from deepspec.sampling.categorical import below_one, draw
 from deepspec.sampling.process import process_rows, scale
 from deepspec.types import Draft, Sampling, TargetRows, Verdict
 
-
 #: Draws from stored rows ``[R, Vd]`` with one position's share of the noise.
 Chooser = Callable[[Tensor, Sampling, Tensor], Drawn]
 

@@ -6,6 +6,9 @@ them up: every implementation takes the same decisions, with no margins.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -55,6 +58,16 @@ def _units(survival: Tensor, inside: Tensor, real: torch.dtype) -> Tensor:
     """Survival in units, to the nearest, at least 1 where it is above 0: int64 ``[R, G]``."""
     counted = (survival.to(real) * UNIT + 0.5).floor().clamp(1, UNIT)
     return torch.where(inside & (survival > 0), counted, 0).to(torch.int64)
+
+
+def checked(schedule: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The scheduler, after :func:`check_survival` of what it is given."""
+
+    def run(survival: Tensor, *rest: Any) -> Tensor:
+        check_survival(survival)
+        return schedule(survival, *rest)
+
+    return run
 
 
 def check_survival(survival: Tensor) -> None:

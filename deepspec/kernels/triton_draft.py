@@ -1,13 +1,13 @@
 """Drafting one position in two launches of Triton: the sequential head's correction, then the draw.
 
-``correct_rows`` reads base logits and W_out once, writes base + latent @ W_out^T as the stored row, and of the
-values as they are stored leaves each tile's statistics; ``draw_stored`` reads those, one block of the stored
-row, and two uniforms. Counting passes over [R, V] values of the stored type, where W_out of rank Z weighs as
-Z rows, that is Z + 2R; a product into memory (Z + R), its addition (3R) and a pass for statistics (R) are
-Z + 5R: at R = 128 and Z = 256 the fused step moves 512 in place of 896, at R = 1 two per cent less. So it is
-always fused. Without a head the first launch is ``triton_rows.block_stats``.
+``correct_rows`` reads base logits and W_out once, writes base + latent @ W_out^T as the stored row, and of
+the values as they are stored leaves each tile's statistics; ``draw_stored`` reads those, a block of the stored
+row, and two uniforms. In passes over V values of the stored type, R requests and a W_out of rank Z take
+Z + 2R; a product into memory (Z + R), its addition (3R) and a pass for statistics (R) take Z + 5R. At Z = 256
+that is 512 for 896 at R = 128 and 258 for 261 at R = 1: it pays at every R, so it is always fused, with tiles
+that depend on no R. Without a head's latent the first launch is ``triton_rows.block_stats``.
 
-Nothing is reduced across rows and tiles do not depend on R, so no row depends on its batch.
+Nothing is reduced across rows, so no row depends on its batch.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ def correct_rows(
     r = group * rows + tl.arange(0, rows)
     tokens = part * tile + tl.arange(0, tile)
     real, inside = r < num_requests, tokens < vocab_size
-    request = tl.where(real, r, 0).to(tl.int64)
-    token = tl.where(inside, tokens, 0).to(tl.int64)
+    request, token = r.to(tl.int64), tokens.to(tl.int64)
     sums = tl.zeros([rows, tile], tl.float32)
     for begin in range(0, rank, depth):
         z = begin + tl.arange(0, depth)
@@ -58,7 +57,7 @@ def correct_rows(
     tl.store(stored + request[:, None] * stored_stride + token[None, :], kept, mask=held)
     values = tl.where(inside[None, :], kept.to(tl.float32), float("-inf"))
     peak, place = tl.max(values, axis=1, return_indices=True)
-    given_temperature = tl.load(temperature + request).to(tl.float32)
+    given_temperature = tl.load(temperature + request, mask=real, other=1.0).to(tl.float32)
     inverse = 1.0 / tl.where(given_temperature == 0, 1.0, given_temperature)
     total = tl.sum(weight_of(values, peak[:, None], inverse[:, None]), axis=1)
     cell = request * num_tiles + part
@@ -73,10 +72,10 @@ def draw_stored(
     tokens, log_sum_exps, log_qs, vocab_size, num_tiles,
     block: tl.constexpr, parts: tl.constexpr, tiles: tl.constexpr,
 ):  # fmt: skip
-    """Each row: its log-sum-exp after temperature, a token by block and then inside it, and the token's log q.
+    """Each row: log-sum-exp after temperature, a token by block and then inside it, the token's log q.
 
-    A block of the vocabulary is ``tiles`` tiles; a row holds ``parts`` blocks at most. Temperature 0 takes the
-    first largest, whose q is 1. A row of no mass gives the last token, as the reference does.
+    A block of the vocabulary is ``tiles`` tiles; a row holds ``parts`` blocks at most. Temperature 0 takes
+    the first largest, whose q is 1. A row of no mass gives the last token, as the reference does.
     """
     r = tl.program_id(0).to(tl.int64)
     value, inverse, greedy = load_temperature(temperature, r)
@@ -158,7 +157,9 @@ def _corrected(
     return stored
 
 
-def _block_stats(stored: Tensor, temperature: Tensor, stats: list[Tensor], num_tiles: int, block: int) -> None:
+def _block_stats(
+    stored: Tensor, temperature: Tensor, stats: list[Tensor], num_tiles: int, block: int
+) -> None:
     """Statistics of rows that need no correction: each is a request's only step."""
     num, vocab_size = stored.shape
     starts = torch.arange(num, device=stored.device)

@@ -1,15 +1,15 @@
 """The prefix scheduler in three launches of Triton; see ``schedule`` for what it computes.
 
-Nothing is sorted: a pair's place in the order, and the survival up to it, are a count and a sum over all pairs
-that come no later, and the walk ends at the least key of all pairs that do not pay. That is quadratic, shared
-among programs, and yet less work than to sort in one of them; in integers it is exact, so decisions equal the
-reference's. Grids follow from shapes and nothing waits for the device: a round can be captured in a CUDA graph.
+Nothing is sorted: a pair's place in the order, and the survival up to it, are a count and a sum over all
+pairs that come no later, and the walk ends at the least key of all pairs that do not pay. That is quadratic,
+shared among programs, and yet quicker than a sort in one of them; in integers it is exact, so decisions equal
+the reference's. Grids follow from shapes and nothing waits for the device: a round can be captured in a CUDA
+graph.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -20,7 +20,7 @@ from deepspec.errors import ConfigError
 from deepspec.kernels import schedule
 
 #: Pairs of one program, and how many others it holds them against at a time; no result depends on either.
-OWN, OTHERS = 32, 256
+OWN, OTHERS = 16, 256
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 _UNIT = tl.constexpr(schedule.UNIT)
 _LAST = tl.constexpr(2**63 - 1)
@@ -136,25 +136,22 @@ def prefix_lengths(
         return room.lengths.zero_()
     counts, first = (num, num_draft), num + prefill_tokens - 1
     bits = (num * num_draft - 1).bit_length()
-    _launch(
-        order_pairs, len(room.keys) // OTHERS, survival, survival.stride(0), survival.stride(1), drafted,
-        room.keys, *counts, bits=bits, tile=OTHERS,
-    )  # fmt: skip
-    _launch(
-        first_losses, len(room.losses), room.keys, steps_per_second, room.losses, *counts, first,
-        len(steps_per_second), bits=bits, own=OWN, others=OTHERS,
-    )  # fmt: skip
-    _launch(
-        count_admitted, triton.cdiv(num, OWN), room.keys, room.losses, room.lengths, *counts,
-        len(room.losses), rows=OWN, tile=OTHERS,
-    )  # fmt: skip
+    with torch.accelerator.device_index(survival.device.index):
+        order_pairs[(len(room.keys) // OTHERS,)](
+            survival, *survival.stride(), drafted.contiguous(), room.keys, *counts,
+            bits=bits, tile=OTHERS, **OPTIONS,
+        )  # fmt: skip
+        first_losses[(len(room.losses),)](
+            room.keys, steps_per_second, room.losses, *counts, first, len(steps_per_second),
+            bits=bits, own=OWN, others=OTHERS, **OPTIONS,
+        )  # fmt: skip
+        count_admitted[(triton.cdiv(num, OWN),)](
+            room.keys, room.losses, room.lengths, *counts, len(room.losses),
+            rows=OWN, tile=OTHERS, **OPTIONS,
+        )  # fmt: skip
     return room.lengths
 
 
 def _sizes(num_requests: int, num_draft: int) -> tuple[int, int, int]:
     pairs = num_requests * num_draft
     return triton.cdiv(pairs, OTHERS) * OTHERS, triton.cdiv(pairs, OWN), num_requests
-
-
-def _launch(kernel: Any, programs: int, *arguments: object, **constants: int) -> None:
-    kernel[(programs,)](*arguments, **constants, **OPTIONS)

@@ -18,22 +18,32 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from deepspec.kernels import triton_close, triton_philox, triton_rows, triton_rules
+from deepspec.kernels import (
+    triton_close,
+    triton_draft,
+    triton_philox,
+    triton_rows,
+    triton_rules,
+    triton_schedule,
+)
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 #: Vocabulary of Qwen3 in blocks of 4096, and G = 7.
 CONSTANTS = {
     "truncated": False, "one_hot": False, "has_top_k": True, "has_top_p": True, "has_min_p": True,
     "blockwise": False, "whole_round": False, "block": 4096, "tile": 2048, "steps": 8, "parts": 64,
+    "own": triton_schedule.OWN, "others": triton_schedule.OTHERS, "rows": triton_draft.ROWS,
+    "depth": triton_draft.DEPTH, "tiles": 4096 // triton_draft.TILE,
 }  # fmt: skip
 BITS = {"bf16": 16, "fp16": 19, "fp32": 32}
 INT64 = (
     "starts", "lengths", "drafted", "top_k", "accepted", "bonus", "drawn",
-    "seeds", "positions", "indices", "streams", "epochs",
+    "seeds", "positions", "indices", "streams", "epochs", "keys", "losses", "tokens",
 )  # fmt: skip
 INT32 = ("bests", "row_bests", "needed")
-DOUBLE = ("temperature", "top_p", "min_p", "uniforms", "pairs")
-ROWS = ("logits", "draft")
+DOUBLE = ("temperature", "top_p", "min_p", "uniforms", "pairs", "curve")
+ROWS = ("logits", "draft", "base", "latent", "weight", "stored")
+MODULES = (triton_rows, triton_close, triton_philox, triton_draft, triton_schedule)
 
 
 def pointer(name: str, dtype: str) -> str:
@@ -45,7 +55,9 @@ def pointer(name: str, dtype: str) -> str:
     return "*i64" if name in INT64 else "*i32" if name in INT32 else "*fp32"
 
 
-def compile_one(kernel: Any, dtype: str, changes: dict[str, Any], capability: int) -> dict[str, Any]:
+def compile_one(
+    module: Any, kernel: Any, dtype: str, changes: dict[str, Any], capability: int
+) -> dict[str, Any]:
     """Registers, spills and 128-bit loads of one kernel on one architecture."""
     constants = {
         n: ({**CONSTANTS, "bits": BITS[dtype]} | changes)[n]
@@ -55,20 +67,22 @@ def compile_one(kernel: Any, dtype: str, changes: dict[str, Any], capability: in
     sizes = [
         n
         for n in kernel.arg_names
-        if n.endswith("_stride") or n.startswith("num_") or n in ("vocab_size", "count")
+        if n.endswith("_stride") or n.startswith("num_") or n in ("vocab_size", "count", "first", "rank")
     ]
     signature = {
         n: "constexpr" if n in constants else "i32" if n in sizes else pointer(n, dtype)
         for n in kernel.arg_names
     }
-    aligned = {"vocab_size", "row_stride", "draft_stride", "draft_step_stride"}
+    aligned = {"vocab_size", "row_stride", "draft_stride", "draft_step_stride", "rank"}
+    aligned |= {"base_stride", "latent_stride", "weight_stride", "stored_stride"}
     attrs = {
         (i,): [["tt.divisibility", 16]]
         for i, n in enumerate(kernel.arg_names)
         if signature[n].startswith("*") or n in aligned
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attrs)
-    options = {"num_warps": triton_rules.num_warps(kernel), "enable_fp_fusion": triton_rules.ENABLE_FP_FUSION}
+    shared = {"num_warps": triton_rules.num_warps(kernel), "enable_fp_fusion": triton_rules.ENABLE_FP_FUSION}
+    options = getattr(module, "OPTIONS", shared)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
@@ -92,7 +106,5 @@ def compile_one(kernel: Any, dtype: str, changes: dict[str, Any], capability: in
 
 if __name__ == "__main__":
     for name, dtype, changes, capability in json.loads(sys.argv[1]):
-        kernel = next(
-            getattr(m, name) for m in (triton_rows, triton_close, triton_philox) if hasattr(m, name)
-        )
-        print(json.dumps(compile_one(kernel, dtype, changes, capability)), flush=True)
+        module = next(m for m in MODULES if hasattr(m, name))
+        print(json.dumps(compile_one(module, getattr(module, name), dtype, changes, capability)), flush=True)

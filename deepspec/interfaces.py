@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from deepspec.context import BuildContext as BuildContext
 from deepspec.context import Readout as Readout
 from deepspec.context import TargetInfo as TargetInfo
+from deepspec.curves import SpsCurve
 from deepspec.types import (
     AnchorBlocks,
     Anchors,
@@ -258,6 +259,10 @@ class LengthPolicy(Part, ABC):
     kind = "policy"
     #: Whether ``lengths`` reads ``survival``; when not, no confidence is computed for it and it is all ones.
     needs_confidence: ClassVar[bool] = True
+    #: Whether ``lengths`` reads ``load.steps_per_second``, which an engine takes from ``curve``.
+    needs_curve: ClassVar[bool] = False
+    #: The SPS curve that the options name.
+    curve: SpsCurve | None = None
 
     def __init__(self, config: PartConfig, context: BuildContext) -> None:
         self.config = config

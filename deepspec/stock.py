@@ -16,6 +16,7 @@ def deepspec_parts() -> list[str]:
         "identity=deepspec.calibrators.identity:IdentityCalibrator",
         "fixed=deepspec.policies.fixed:FixedLength",
         "threshold=deepspec.policies.threshold:ThresholdLength",
+        "prefix=deepspec.policies.prefix:PrefixLength",
         "token=deepspec.verifiers.token:TokenVerifier",
         "block=deepspec.verifiers.block:BlockVerifier",
         "delta=deepspec.verifiers.delta:DeltaVerifier",

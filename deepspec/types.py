@@ -230,12 +230,12 @@ class Load:
     Attributes:
         num_requests: R, requests that take part in this round.
         prefill_tokens: prompt tokens in the same target step; they count in B.
-        steps_per_second: the SPS curve at B = 1..len, or empty when none was profiled.
+        steps_per_second: float64 ``[L]``, the policy's SPS curve at B = 1..L on its device; None without one.
     """
 
     num_requests: int
     prefill_tokens: int = 0
-    steps_per_second: tuple[float, ...] = ()
+    steps_per_second: Tensor | None = None
 
 
 @dataclass(frozen=True)

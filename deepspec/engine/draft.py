@@ -5,8 +5,9 @@ What a model-free drafter proposes is taken as certain, whatever its lengths.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,8 @@ from torch.nn.functional import linear
 
 from deepspec.errors import PluginError
 from deepspec.interfaces import Proposer, Readout
-from deepspec.kernels import backend_for
+from deepspec.kernels import DrawStep, backend_for
+from deepspec.kernels.reference import Chooser, draw_step
 from deepspec.sampling import Drawn, scale
 from deepspec.types import Anchors, Draft, Load, Sampling
 
@@ -38,10 +40,6 @@ class Drafted:
     confidence: Tensor | None
 
 
-#: Draws from stored rows ``[R, Vd]`` with one position's share of the noise.
-Chooser = Callable[[Tensor, Sampling, Tensor], Drawn]
-
-
 def run_draft(
     parts: Parts, anchors: Anchors, sampling: Sampling, noise: Tensor, choose: Chooser | None = None
 ) -> Drafted:
@@ -49,7 +47,6 @@ def run_draft(
 
     ``choose`` stands in for the sampler where every block is enumerated, and reads what ``noise`` holds then.
     """
-    choose = choose or _draw
     drafter, head = parts.drafter, parts.head
     if isinstance(drafter, Proposer):
         return _proposed(drafter, anchors)
@@ -58,6 +55,9 @@ def run_draft(
     whole = drafter.parallel_hidden(state)
     first = drafter.step(state, 0, anchors.tokens)
     memory = head.begin(first)
+    draw: DrawStep = partial(draw_step, choose=choose)
+    if choose is None:
+        draw = backend_for(first.device, first.dtype).draw_step
     base = None if whole is None else readout_logits(whole[:, : anchors.num_draft], readout)
     previous, hidden = anchors.tokens, first
     columns: list[_Column] = []
@@ -66,9 +66,9 @@ def run_draft(
             hidden = drafter.step(state, k, previous)
         step, memory = head.step(previous, hidden, memory)
         logits = readout_logits(hidden, readout) if base is None else base[:, k]
-        if step.latent is not None and head.output_weight is not None:
-            logits = logits + linear(step.latent, head.output_weight)
-        drawn = choose(logits, sampling, noise[:, k])
+        weight = head.output_weight
+        correction = None if step.latent is None or weight is None else (step.latent, weight)
+        logits, drawn = draw(logits, correction, sampling, noise[:, k])
         previous = drawn.tokens if readout.target_ids is None else readout.target_ids[drawn.tokens]
         confidence = step.confidence
         if head.confidence == "row_max":
@@ -86,11 +86,6 @@ def check_lengths(parts: Parts, lengths: Iterable[int]) -> None:
             "a length outside 0..G, G being what the anchors ask for; mend the plugin that brings it, or "
             "decode with another drafter"
         )
-
-
-def _draw(logits: Tensor, sampling: Sampling, noise: Tensor) -> Drawn:
-    """By the kernel that such rows have on their device."""
-    return backend_for(logits.device, logits.dtype).draw_draft(logits, sampling, noise)
 
 
 def verify_lengths(parts: Parts, drafted: Drafted, counts: Tensor, load: Load) -> Tensor:

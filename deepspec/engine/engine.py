@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import torch
 
+from deepspec.engine.curve import curve_table
 from deepspec.engine.loop import Loop, StepOutcome
 from deepspec.engine.plain import plain_parts
 from deepspec.engine.queue import RequestQueue, StepPlan
@@ -63,7 +64,9 @@ class Engine:
         # Weights are shared with ``parts``; what ``allocate`` makes belongs to this engine alone.
         self.parts = replace(given, drafter=copy(given.drafter))
         room = self.max_positions + self.parts.drafter.context.draft_length + 1
-        self._loop = Loop(target, self.parts, target.new_slots(max_batch, room))
+        most_tokens = max_batch * (1 + self.parts.drafter.context.draft_length) + prefill_chunk
+        curve = curve_table(self.parts.policy, most_tokens, target.device)
+        self._loop = Loop(target, self.parts, target.new_slots(max_batch, room), curve)
         self.parts.modules().eval()
         draft_device = self.parts.drafter.context.target.embedding.device
         with memory(lambda: _needs_memory(max_batch, room)):

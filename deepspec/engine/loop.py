@@ -74,8 +74,11 @@ class _Round:
 class Loop:
     """Drives one target and one set of parts over one set of KV slots."""
 
-    def __init__(self, target: DecodingTarget, parts: Parts, cache: Any) -> None:
+    def __init__(
+        self, target: DecodingTarget, parts: Parts, cache: Any, steps_per_second: Tensor | None
+    ) -> None:
         self.target, self.parts, self.cache = target, parts, cache
+        self._steps_per_second = steps_per_second
         self._layers = parts.drafter.target_layers
         self._draft_device = parts.drafter.context.target.embedding.device
         self.packs_rows = target.device.type == "cpu"  # elsewhere nobody waits for the lengths
@@ -85,7 +88,8 @@ class Loop:
     def run(self, plan: StepPlan) -> StepOutcome:
         """Draft, forward and verify; :meth:`extend` follows once the host has committed the outcome."""
         started = time.perf_counter()
-        load = Load(num_requests=len(plan.decoding), prefill_tokens=sum(c.count for c in plan.chunks))
+        prefill_tokens = sum(chunk.count for chunk in plan.chunks)
+        load = Load(len(plan.decoding), prefill_tokens, self._steps_per_second)
         num_draft = self.parts.policy.draft_length(load) if plan.decoding else 0
         begun = self._draft(plan.decoding, num_draft, load) if plan.decoding else None
         drafted = time.perf_counter()

@@ -87,7 +87,7 @@ def policy(subject: Subject) -> Finding:
     for draw in range(_NUM_DRAWS):
         num = (1, 2, 5)[draw % 3]
         curve = 0.6 + 0.4 * torch.rand(num * (1 + num_draft), generator=generator, dtype=torch.float64)
-        load = Load(num, 0, tuple((100 * curve.cumprod(dim=0)).tolist()) if draw % 2 else ())
+        load = Load(num, 0, 100 * curve.cumprod(dim=0) if draw % 2 else None)
         if not 0 <= (most := parts.policy.draft_length(load)) <= num_draft:
             return _broken(f"draft_length is {most}; allowed are 0..{num_draft}, what the drafter drafts")
         ragged = torch.randint(0, num_draft + 1, (num,), generator=generator)

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepspec.exact.rows import ChosenDraft, Rows, choose_lengths
+from deepspec.exact.rows import ChosenDraft, Rows, choose_lengths, toy_load
 from deepspec.exact.toy import ToyTarget
 from deepspec.interfaces import Proposer
 from deepspec.strategy import Parts
-from deepspec.types import Load
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ class _TwoRounds:
 
 def one_request(target: ToyTarget, parts: Parts, prompt: Sequence[int], temperature: float = 1.0) -> Laws:
     """The law of two rounds of a request that is alone."""
-    num_draft = parts.policy.draft_length(Load(num_requests=1))
+    num_draft = parts.policy.draft_length(toy_load(1))
     both = _TwoRounds(target, parts, prompt, num_draft, temperature)
     first, second = (choose_lengths(parts, [r.chosen.drafted])[:, 0] for r in (both.first, both.second))
     weight = both.first_probability(first[both.block[both.entry]]) * both.second.chosen.weight
@@ -190,7 +189,7 @@ def one_request(target: ToyTarget, parts: Parts, prompt: Sequence[int], temperat
 
 def two_requests(target: ToyTarget, parts: Parts, prompts: tuple[Sequence[int], Sequence[int]]) -> Laws:
     """The joint law of two rounds of two requests that share every step; the target's is the product."""
-    num_draft = parts.policy.draft_length(Load(num_requests=2))
+    num_draft = parts.policy.draft_length(toy_load(2))
     a, b = (_TwoRounds(target, parts, prompt, num_draft, 1.0) for prompt in prompts)
     first = choose_lengths(parts, [a.first.chosen.drafted, b.first.chosen.drafted])
     second = choose_lengths(parts, [a.second.chosen.drafted, b.second.chosen.drafted])

@@ -17,11 +17,11 @@ from torch import Tensor
 from deepspec.engine import noise as engine_noise
 from deepspec.errors import DeepSpecError
 from deepspec.exact.law import Laws, Strings, possible_blocks
-from deepspec.exact.rows import Rows, choose_lengths
+from deepspec.exact.rows import Rows, choose_lengths, toy_load
 from deepspec.exact.toy import ToyTarget
 from deepspec.interfaces import RoundUniforms, Verifier
 from deepspec.strategy import Parts
-from deepspec.types import Draft, Load, TargetRows
+from deepspec.types import Draft, TargetRows
 
 _PROBES = torch.tensor([0.0, 0.21, 0.5, 0.79, 1.0], dtype=torch.float64)
 _MOST_BOXES = 4096
@@ -206,7 +206,7 @@ def handed_out(parts: Parts, anchor: int, num_draft: int) -> list[float]:
 
 def shared_noise(target: ToyTarget, parts: Parts, prompt: Sequence[int]) -> Laws:
     """The law of two rounds when every uniform has the value that the engine gives it, in both alike."""
-    num_draft = parts.policy.draft_length(Load(num_requests=1))
+    num_draft = parts.policy.draft_length(toy_load(1))
     vocab = target.info.vocab_size
     strings = Strings.after(target, prompt, 2 * (num_draft + 1))
     [first] = _rounds(target, parts, [prompt], num_draft)

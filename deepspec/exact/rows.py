@@ -23,6 +23,8 @@ from deepspec.strategy import Parts
 from deepspec.types import Anchors, Draft, Extension, Features, Load, Sampling, Span, TargetRows
 
 _CPU = torch.device("cpu")
+#: More than the steps of any toy request or two.
+_MOST_TOKENS = 16
 #: How well an interval's ends are known; a law adds up a few dozen of them.
 RESOLUTION = 2.0**-48
 
@@ -226,12 +228,21 @@ class Rows:
         return first.repeat_interleave(counts) + torch.arange(int(counts.sum()))
 
 
+def toy_load(num_requests: int) -> Load:
+    """A step that takes a fixed time, and half as long again for each of its tokens.
+
+    A policy that weighs tokens against this curve verifies some of them and not others.
+    """
+    tokens = torch.arange(1, _MOST_TOKENS + 1, dtype=torch.float64)
+    return Load(num_requests, steps_per_second=100 / (1 + tokens / 2))
+
+
 def choose_lengths(parts: Parts, drafts: Sequence[Drafted]) -> Tensor:
     """Verify lengths of every combination of the requests' rows: int64 ``[N_1, ..., N_R, R]``.
 
     Each of ``drafts`` holds one request's N rows; the policy sees one row of each at a time.
     """
-    load = Load(num_requests=len(drafts))
+    load = toy_load(len(drafts))
     distinct = [_distinct(drafted) for drafted in drafts]
     sizes = [len(keys) for keys, _ in distinct]
     lengths = torch.empty((*sizes, len(drafts)), dtype=torch.int64)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 
@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from deepspec.errors import ConfigError
-from deepspec.kernels import loss_reference, reference
+from deepspec.kernels import loss_reference, reference, schedule
 from deepspec.kernels.checks import checked
 from deepspec.kernels.loss_reference import RowStatistics, TargetLogits
-from deepspec.sampling import Drawn, sampler
+from deepspec.sampling import Drawn
 from deepspec.types import Draft, Sampling, TargetRows, Verdict
 
 __all__ = [
     "CHECK_VARIABLE",
     "KERNELS_VARIABLE",
+    "DrawStep",
     "LossBackend",
     "VerifyBackend",
     "backend_for",
@@ -35,25 +36,23 @@ __all__ = [
 KERNELS_VARIABLE = "DEEPSPEC_KERNELS"
 #: ``1`` looks at every round's input first, which waits for the device.
 CHECK_VARIABLE = "DEEPSPEC_KERNELS_CHECK"
+DrawStep = Callable[[Tensor, tuple[Tensor, Tensor] | None, Sampling, Tensor], tuple[Tensor, Drawn]]
 _TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 @dataclass(frozen=True)
 class VerifyBackend:
-    """Draft sampler and verification rules of one implementation.
+    """Draft step, scheduler and verification rules of one implementation.
 
-    See ``deepspec.sampling.sampler`` and ``reference`` for what each must compute.
+    See ``reference`` and ``schedule`` for what each must compute.
     """
 
     name: str
-    draw_draft: Callable[[Tensor, Sampling, Tensor], Drawn]
+    draw_step: DrawStep
+    prefix_lengths: Callable[[Tensor, Tensor, Tensor, int], Tensor]
     token_rule: Callable[[TargetRows, Draft, Tensor, Tensor, Tensor], Verdict]
     block_rule: Callable[[TargetRows, Draft, Tensor, Tensor, Tensor], Verdict]
     delta_rule: Callable[[TargetRows, Draft, Tensor, Tensor], Verdict]
-
-
-def _draw_draft(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Drawn:
-    return sampler.draw_draft(logits, sampling, uniforms)  # looked up anew, so that a check may replace it
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,12 @@ class LossBackend:
 
 
 _REFERENCE = VerifyBackend(
-    "reference", _draw_draft, reference.token_rule, reference.block_rule, reference.delta_rule
+    name="reference",
+    draw_step=reference.draw_step,
+    prefix_lengths=schedule.prefix_lengths,
+    token_rule=reference.token_rule,
+    block_rule=reference.block_rule,
+    delta_rule=reference.delta_rule,
 )
 _REFERENCE_LOSS = LossBackend(
     "reference", loss_reference.log_normaliser, loss_reference.statistics, loss_reference.gradient_
@@ -127,11 +131,16 @@ def _interpreting() -> bool:
 
 @cache
 def _triton() -> VerifyBackend:
-    from deepspec.kernels import triton_draft, triton_rules
+    from deepspec.kernels import triton_draft, triton_rules, triton_schedule
 
-    name = "triton (interpreted)" if _interpreting() else "triton"
-    rules = (triton_rules.token_rule, triton_rules.block_rule, triton_rules.delta_rule)
-    return VerifyBackend(name, triton_draft.draw_draft, *rules)
+    return VerifyBackend(
+        name="triton (interpreted)" if _interpreting() else "triton",
+        draw_step=triton_draft.draw_step,
+        prefix_lengths=triton_schedule.prefix_lengths,
+        token_rule=triton_rules.token_rule,
+        block_rule=triton_rules.block_rule,
+        delta_rule=triton_rules.delta_rule,
+    )
 
 
 @cache
@@ -144,5 +153,10 @@ def _triton_loss() -> LossBackend:
 
 @cache
 def _checked(backend: VerifyBackend) -> VerifyBackend:
-    rules = (checked(rule) for rule in (backend.token_rule, backend.block_rule, backend.delta_rule))
-    return VerifyBackend(backend.name, backend.draw_draft, *rules)
+    return replace(
+        backend,
+        prefix_lengths=schedule.checked(backend.prefix_lengths),
+        token_rule=checked(backend.token_rule),
+        block_rule=checked(backend.block_rule),
+        delta_rule=checked(backend.delta_rule),
+    )

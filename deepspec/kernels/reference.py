@@ -6,12 +6,38 @@ none and are float64. Categorical draws are those of ``deepspec.sampling.categor
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from deepspec.sampling import Drawn, sampler
 from deepspec.sampling.categorical import below_one, draw
 from deepspec.sampling.process import process_rows, scale
 from deepspec.types import Draft, Sampling, TargetRows, Verdict
+
+#: Draws from stored rows ``[R, Vd]`` with one position's share of the noise.
+Chooser = Callable[[Tensor, Sampling, Tensor], Drawn]
+
+
+def draw_step(
+    base: Tensor,
+    correction: tuple[Tensor, Tensor] | None,
+    sampling: Sampling,
+    uniforms: Tensor,
+    *,
+    choose: Chooser | None = None,
+) -> tuple[Tensor, Drawn]:
+    """One draft position: the stored rows ``[R, Vd]``, and what is drawn from them.
+
+    Args:
+        base: logits ``[R, Vd]`` of the drafter.
+        correction: the head's latent ``[R, Z]`` and W_out ``[Vd, Z]``, or None for a head without them.
+        uniforms: ``[R, 2]``. choose: draws in the sampler's place.
+    """
+    choose = choose or sampler.draw_draft
+    logits = base if correction is None else base + torch.nn.functional.linear(*correction)
+    return logits, choose(logits, sampling, uniforms)
 
 
 def token_rule(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pkgutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from tests.tiny_models import make
 
 #: ``make test-all`` sets it: the sizes that the project promises instead of those that suit every day.
 THOROUGH = os.environ.get("DEEPSPEC_THOROUGH") == "1"
+#: A made-up curve under which a scheduler has to choose, a few requests at a time.
+CURVE = Path(__file__).with_name("curve.json")
 _MANAGER = create_plugin_manager()
 STRATEGIES = sorted(list_strategies(_MANAGER))
 
@@ -51,6 +54,8 @@ def tiny_target(vocab_size: int, dtype: torch.dtype = torch.float64, **changes: 
 
 def build(info: TargetInfo, name: str, draft_length: int, dtype: torch.dtype, **parts: Any) -> Parts:
     """A registered strategy for ``info`` with random weights, none of them zero."""
+    if parts.get("policy") == "prefix":
+        parts["policy"] = {"type": "prefix", "curve": str(CURVE)}
     changes = {"head": {"confidence": "linear"}, **parts}
     strategy = Strategy.named(name, _MANAGER).replace(draft_length=draft_length, **changes)
     torch.manual_seed(1)

@@ -25,25 +25,28 @@ from deepspec.kernels import (
     triton_philox,
     triton_rows,
     triton_rules,
+    triton_schedule,
 )
 
-MODULES = (triton_rows, triton_close, triton_draft, triton_philox, triton_loss)
+MODULES = (triton_rows, triton_close, triton_draft, triton_philox, triton_loss, triton_schedule)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 #: Vocabulary of Qwen3 in blocks of 4096, and G = 7.
 CONSTANTS = {
     "truncated": False, "one_hot": False, "has_top_k": True, "has_top_p": True, "has_min_p": True,
     "blockwise": False, "whole_round": False, "block": 4096, "tile": 2048, "steps": 8, "parts": 64,
     "has_target": True, "has_dense": True, "has_tanh": True,
+    "own": triton_schedule.OWN, "others": triton_schedule.OTHERS, "rows": triton_draft.ROWS,
+    "depth": triton_draft.DEPTH, "tiles": 4096 // triton_draft.TILE,
 }  # fmt: skip
 BITS = {"bf16": 16, "fp16": 19, "fp32": 32}
 INT64 = (
     "starts", "lengths", "drafted", "top_k", "accepted", "bonus", "drawn", "tokens",
-    "seeds", "positions", "indices", "streams", "epochs", "labels",
+    "seeds", "positions", "indices", "streams", "epochs", "labels", "keys", "losses",
 )  # fmt: skip
 INT32 = ("bests", "row_bests", "needed")
-DOUBLE = ("temperature", "top_p", "min_p", "uniforms", "pairs")
+DOUBLE = ("temperature", "top_p", "min_p", "uniforms", "pairs", "curve")
 UNALIGNED = {"uniform_stride", "request_stride", "step_stride", "level_stride"}
-ROWS = ("logits", "draft", "target", "tanh")
+ROWS = ("logits", "draft", "target", "tanh", "base", "latent", "weight", "stored")
 
 
 def pointer(name: str, dtype: str) -> str:
@@ -65,21 +68,23 @@ def compile_one(kernel: Any, dtype: str, changes: dict[str, Any], capability: in
     sizes = [
         n
         for n in kernel.arg_names
-        if n.endswith("_stride") or n.startswith("num_") or n in ("vocab_size", "count")
+        if n.endswith("_stride") or n.startswith("num_") or n in ("vocab_size", "count", "first", "rank")
     ]
     signature = {
         n: "constexpr" if n in constants else "i32" if n in sizes else pointer(n, dtype)
         for n in kernel.arg_names
     }
-    aligned = {n for n in sizes if n.endswith("_stride")} - UNALIGNED | {"vocab_size"}
+    aligned = {n for n in sizes if n.endswith("_stride")} - UNALIGNED | {"vocab_size", "rank"}
     attrs = {
         (i,): [["tt.divisibility", 16]]
         for i, n in enumerate(kernel.arg_names)
         if signature[n].startswith("*") or n in aligned
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attrs)
-    warps = triton_loss.NUM_WARPS if hasattr(triton_loss, kernel.__name__) else triton_rules.num_warps(kernel)
-    options = {"num_warps": warps, "enable_fp_fusion": triton_rules.ENABLE_FP_FUSION}
+    module = next(m for m in MODULES if hasattr(m, kernel.__name__))
+    warps = triton_loss.NUM_WARPS if module is triton_loss else triton_rules.num_warps(kernel)
+    shared = {"num_warps": warps, "enable_fp_fusion": triton_rules.ENABLE_FP_FUSION}
+    options = getattr(module, "OPTIONS", shared)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])

@@ -23,7 +23,8 @@ STREAMING = {
     "residual_masses": [{}, {"one_hot": True}, {"blockwise": True}, {"blockwise": True, "whole_round": True}],
     "closing_token": [{}, {"one_hot": True}, {"blockwise": True}, {"blockwise": True, "one_hot": True}],
     "draw_rows": [{}],
-    "draw_drafts": [{}],
+    "correct_rows": [{"tile": 128}],
+    "draw_stored": [{}, {"tiles": 1}],
     "loss_normaliser": [{}],
     "loss_statistics": [{}, {"has_target": False}],
     "loss_gradient": [{}, {"has_dense": False, "has_tanh": False}, {"has_target": False, "has_dense": False}],
@@ -35,6 +36,9 @@ SMALL = {
     "accept_block": [{}],
     "match_draws": [{}],
     "draw_pairs": [{"block": 128}],
+    "order_pairs": [{"tile": 256, "bits": 12}],
+    "first_losses": [{"bits": 12}],
+    "count_admitted": [{"rows": 16, "tile": 256}],
 }
 Job = tuple[str, str, dict[str, int], int]
 

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepspec.kernels.triton_draft import draw_draft
+from deepspec.kernels import reference
+from deepspec.kernels.triton_draft import draw_step
 from deepspec.sampling import SamplingParams, batch_sampling, categorical, sampler
 from tests.exact_statistics.compositions import THOROUGH
 from tests.kernels.rounds import BLOCK, DEVICE, MARGIN
@@ -46,7 +47,8 @@ def test_tokens_and_what_is_recorded_are_the_samplers(
     dtype: torch.dtype, vocab: int, missing: float, seed: int
 ) -> None:
     rows, sampling, uniforms = _case(seed, vocab, dtype, missing)
-    found = draw_draft(rows, sampling, uniforms, block=BLOCK)
+    stored, found = draw_step(rows, None, sampling, uniforms, block=BLOCK)
+    assert stored is rows
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(categorical, "BLOCK", BLOCK)
         shifts = [(a, b) for a in (0, -MARGIN, MARGIN) for b in (0, -MARGIN, MARGIN)]
@@ -65,11 +67,11 @@ def test_tokens_and_what_is_recorded_are_the_samplers(
 
 def test_a_row_alone_is_what_it_is_in_a_batch_bit_for_bit() -> None:
     rows, sampling, uniforms = _case(3, 45, torch.bfloat16)
-    whole = draw_draft(rows, sampling, uniforms, block=BLOCK)
+    _, whole = draw_step(rows, None, sampling, uniforms, block=BLOCK)
     for r in range(8):
         one = slice(r, r + 1)
         alone = replace(sampling, temperature=sampling.temperature[one])
-        found = draw_draft(rows[one], alone, uniforms[one], block=BLOCK)
+        _, found = draw_step(rows[one], None, alone, uniforms[one], block=BLOCK)
         assert all(torch.equal(a, b[one]) for a, b in zip(_parts(found), _parts(whole), strict=True))
 
 
@@ -80,4 +82,22 @@ def _parts(drawn: sampler.Drawn) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 def test_no_rows_draw_nothing() -> None:
     rows, sampling, uniforms = _case(0, 20, torch.float32)
     none = replace(sampling, temperature=sampling.temperature[:0])
-    assert draw_draft(rows[:0], none, uniforms[:0]).tokens.shape == (0,)
+    assert draw_step(rows[:0], None, none, uniforms[:0])[1].tokens.shape == (0,)
+
+
+# The interpreter's products of bfloat16 are wrong, so that a GPU alone can tell of those.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_heads_correction_is_in_the_stored_row_that_is_drawn_from(dtype: torch.dtype) -> None:
+    rows, sampling, uniforms = _case(5, 45, dtype)
+    generator = torch.Generator().manual_seed(1)
+    latent, weight = (torch.randn(n, 12, generator=generator).to(DEVICE, dtype) for n in (8, 45))
+    stored, found = draw_step(rows, (latent, weight), sampling, uniforms, block=BLOCK)
+    exact = rows.double() + latent.double() @ weight.double().T
+    # One rounding of the sum to the stored type, over float32 products of twelve.
+    torch.testing.assert_close(stored.double(), exact, atol=1e-5, rtol=float(torch.finfo(dtype).eps))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(categorical, "BLOCK", BLOCK)
+        again, drawn = reference.draw_step(stored, None, sampling, uniforms)
+    assert again is stored
+    assert torch.equal(found.tokens, drawn.tokens)
+    torch.testing.assert_close(found.log_q, drawn.log_q.float(), atol=4 * CLOSE, rtol=CLOSE)

@@ -68,7 +68,7 @@ class ModelSource:
                 return load()
         except _LOAD_ERRORS as error:
             reason = self._hub_reason(error) or _folder_reason(error, self.name)
-            reason = reason or _absent_reason(error, self.revision)
+            reason = reason or self._absent_reason(error)
             reason = reason or f"cannot be loaded: {_first_line(error)}"
             raise TargetError(f"{self.what} {self.name!r} {reason}") from error
 
@@ -101,6 +101,17 @@ class ModelSource:
         if "trust_remote_code" in str(error):
             return f"needs its own code to load; {self.own_code}"
         return None
+
+    def _absent_reason(self, error: BaseException) -> str | None:
+        causes = list(_chain(error))
+        if any(isinstance(cause, hub.HFValidationError) for cause in causes):
+            return "is neither a folder here nor a hub id, which is NAME or OWNER/NAME"
+        if not any(isinstance(cause, hub.LocalEntryNotFoundError) for cause in causes):
+            return None
+        which = f"at revision {self.revision!r} " if self.revision else ""
+        why = "HF_HUB_OFFLINE is set" if is_offline_mode() else "the hub cannot be reached"
+        instead = "a local folder, or `demo`" if self.what == "target" else "a local folder"
+        return f"{which}is not in the local cache, and {why}; give {instead}"
 
 
 def load_target(config: TargetConfig, *, device: str | None = None) -> Target:
@@ -176,17 +187,6 @@ def _folder_reason(error: BaseException, name: str) -> str | None:
     if folder.is_absolute() or name.startswith("."):
         return "does not exist; give a folder with config.json and safetensors, or a hub id"
     return None
-
-
-def _absent_reason(error: BaseException, revision: str | None) -> str | None:
-    causes = list(_chain(error))
-    if any(isinstance(cause, hub.HFValidationError) for cause in causes):
-        return "is neither a folder here nor a hub id, which is NAME or OWNER/NAME"
-    if not any(isinstance(cause, hub.LocalEntryNotFoundError) for cause in causes):
-        return None
-    which = f"at revision {revision!r} " if revision else ""
-    why = "HF_HUB_OFFLINE is set" if is_offline_mode() else "the hub cannot be reached"
-    return f"{which}is not in the local cache, and {why}; give a local folder, or `demo`"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from deepspec.hookspecs import hookimpl
-from deepspec.strategy import Objective, Strategy
+from deepspec import Strategy, hookimpl
+from deepspec.strategy import Objective
 
 
 @hookimpl

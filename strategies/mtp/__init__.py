@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from deepspec.hookspecs import hookimpl
-from deepspec.strategy import Objective, Strategy
+from deepspec import Strategy, hookimpl
+from deepspec.strategy import Objective
 
 #: FastMTP's weight of a step against the one before it (2509.18362, equation 2).
 _STEP_DECAY = 0.6

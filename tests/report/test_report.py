@@ -113,7 +113,7 @@ def test_the_band_of_a_rate_holds_it_and_narrows_with_looks():
 
 
 def test_the_picture_draws_positions_that_enough_rounds_looked_at(monkeypatch):
-    drawn = []
+    drawn, limits = [], []
     from matplotlib.axes import Axes
 
     plot = Axes.plot
@@ -123,9 +123,11 @@ def test_the_picture_draws_positions_that_enough_rounds_looked_at(monkeypatch):
         return plot(axes, positions, rates, **style)
 
     monkeypatch.setattr(Axes, "plot", noted)
+    monkeypatch.setattr(Axes, "set", lambda axes, **settings: limits.append(settings["xlim"]))
     counts = {"observed": [100, MIN_LOOKS, MIN_LOOKS - 1], "accepted": [75, 15, 14]}
     image = comparison_png(made(made_run("one", 3, counts=counts)))
     assert drawn == [([1, 2], [0.75, 0.5])]
+    assert limits == [(0.5, 3.5)]  # every draft position has its place, also when one or none is drawn
     assert image[:4] == b"\x89PNG"
 
 

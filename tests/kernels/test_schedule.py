@@ -85,7 +85,9 @@ def test_it_is_the_walk(seed: int, num: int, num_draft: int, kind: str, curve: s
 
 
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 3), KINDS)
-def test_on_a_convex_curve_no_lengths_at_all_do_better(seed: int, num: int, num_draft: int, kind: str) -> None:
+def test_on_a_convex_curve_no_lengths_at_all_do_better(
+    seed: int, num: int, num_draft: int, kind: str
+) -> None:
     values, drafted = survival(seed, num, num_draft, kind)
     table = speeds(seed, num * (1 + num_draft), "convex")
 

@@ -1,11 +1,11 @@
 """Time and peak memory of the objective, forward and backward, against the plain formula in autograd.
 
 DSpark's terms (cross-entropy, L1, confidence) over random weights, with a Markov latent; ``plain`` is a
-frozen readout, ``capped`` a trained one with a soft-cap. Times interleave both in one process, so that a busy
-machine slows both; on a CPU, set OMP_NUM_THREADS=1 and they are the process's own. Memory is what a run adds, inputs and weights made before: on a CPU the peak of the
-resident set in a process of its own, on a GPU what the allocator hands out. Eager is not run where its logits
-fill too much; its memory is then a straight line through two measured sizes, marked so. Nothing is reported
-when the gradients differ.
+frozen readout, ``capped`` a trained one with a soft-cap. Times interleave both in one process, so that a
+busy machine slows both; on a CPU, set OMP_NUM_THREADS=1 and they are the process's own. Memory is what a run
+adds, inputs and weights made before: on a CPU the peak of the resident set in a process of its own, on a GPU
+what the allocator hands out. Eager is not run where its logits fill too much; its memory is then a straight
+line through two measured sizes, marked so. Nothing is reported when the gradients differ.
 """
 
 from __future__ import annotations

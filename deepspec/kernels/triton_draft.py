@@ -1,7 +1,7 @@
 """Drafting one position in two launches of Triton: the sequential head's correction, then the draw.
 
 ``correct_rows`` reads base logits and W_out once, writes base + latent @ W_out^T as the stored row, and of
-the values as they are stored leaves tile by tile statistics; ``draw_stored`` reads those, a block of the stored
+the values as they are stored leaves statistics by tile; ``draw_stored`` reads those, a block of the stored
 row, and two uniforms. In passes over V values of the stored type, R requests and a W_out of rank Z take
 Z + 2R; a product into memory (Z + R), its addition (3R) and a pass for statistics (R) take Z + 5R. At Z = 256
 that is 512 for 896 at R = 128 and 258 for 261 at R = 1: it pays at every R, so it is always fused, with tiles

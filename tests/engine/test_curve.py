@@ -1,4 +1,4 @@
-"""The engine hands a policy its SPS curve each round, with what else is in the step, and says when it lacks one."""
+"""The engine hands a policy its SPS curve each round, with the step's load, and says when it lacks one."""
 
 from __future__ import annotations
 

@@ -29,8 +29,10 @@ STREAMING = {
     "loss_statistics": [{}, {"has_target": False}],
     "loss_gradient": [{}, {"has_dense": False, "has_tanh": False}, {"has_target": False, "has_dense": False}],
 }
-#: Loads of one value that a row's kernel makes besides: the label's logit.
-SINGLE = {"loss_statistics": 1}
+#: Loads of one value that a row's kernel makes besides: the label's logit, the drawn token's.
+SINGLE = {"loss_statistics": 1, "draw_stored": 1}
+#: A product of 64 rows and 128 tokens holds its sums in registers, one program on an SM.
+MORE_REGISTERS = {"correct_rows": 192}
 SMALL = {
     "accept_drafts": [{}, {"blockwise": True}],
     "accept_block": [{}],
@@ -103,7 +105,7 @@ def test_rows_are_loaded_128_bits_at_a_time(compiled: list[dict[str, Any]]) -> N
 def test_nothing_spills_and_registers_are_few(compiled: list[dict[str, Any]]) -> None:
     for row in compiled:
         assert row["spills"] == 0, row
-        assert row["registers"] <= REGISTERS, row
+        assert row["registers"] <= MORE_REGISTERS.get(row["kernel"], REGISTERS), row
 
 
 def test_products_and_sums_are_not_fused(compiled: list[dict[str, Any]]) -> None:

@@ -6,18 +6,14 @@ it broke has gone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.mutants.kernels import KERNEL_MUTANTS
+from tests.mutants.mutant import Mutant
 
 TARGET = ("tests/target/test_packed.py",)
 PROCESS = ("tests/sampling/test_process.py",)
 SAMPLER = ("tests/sampling/test_sampler.py",)
 STREAMS = ("tests/sampling/test_streams.py",)
 RULES = ("tests/kernels/test_reference.py",)
-KERNELS = ("tests/kernels/test_triton_rules.py",)
-BLOCK_LAW = ("tests/kernels/test_reference.py", "tests/exact/test_laws.py")
 POLICIES = ("tests/policies/test_policies.py",)
 NOISE = ("tests/engine/test_noise.py",)
 DRAFT = ("tests/engine/test_draft.py",)
@@ -30,34 +26,6 @@ DRAFTER = ("tests/strategies/test_dflash.py",)
 DRAFT_MODEL = ("tests/strategies/test_draft_model.py",)
 UNROLLED = ("tests/strategies/test_eagle3.py", "tests/strategies/test_mtp.py")
 DECODER = ("tests/target/test_decoder.py",)
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One mistake.
-
-    Attributes:
-        name: what it is called in the table. file: what it changes, from the repository's root.
-        old, new: the text, which occurs exactly once, and what stands in its place.
-        wrong: why the result is wrong.
-        tests: test files of which at least one must fail.
-    """
-
-    name: str
-    file: str
-    old: str
-    new: str
-    wrong: str
-    tests: tuple[str, ...]
-
-    def stale(self, root: Path = ROOT) -> str | None:
-        """Why the entry does not fit the sources any more, or None."""
-        path = root / self.file
-        count = path.read_text().count(self.old) if path.is_file() else 0
-        if count != 1:
-            return f"{self.name}: {self.old!r} occurs {count} times in {self.file}, not once"
-        missing = [test for test in self.tests if not (root / test).is_file()]
-        return f"{self.name}: no such test file: {', '.join(missing)}" if missing else None
 
 
 MUTANTS = (
@@ -469,70 +437,5 @@ MUTANTS = (
         "a token does not attend to itself",
         TARGET,
     ),
-    Mutant(
-        "block rule stops at the first failed test",
-        "deepspec/kernels/reference.py",
-        "accepted = (passes * steps).amax(dim=1)",
-        "accepted = passes.long().cumprod(dim=1).sum(dim=1)",
-        "a later prefix that passes is kept whatever failed before it; stopping early loses the target's law",
-        BLOCK_LAW,
-    ),
-    Mutant(
-        "residual mass of the wrong position",
-        "deepspec/kernels/reference.py",
-        "following = torch.nn.functional.pad(mass[:, 1:], (0, 1))",
-        "following = mass",
-        "the test of i tokens asks what is left at position i + 1",
-        BLOCK_LAW,
-    ),
-    Mutant(
-        "P above one",
-        "deepspec/kernels/reference.py",
-        "columns.append((columns[-1] * ratio).clamp(max=1.0))",
-        "columns.append(columns[-1] * ratio)",
-        "credit of likely tokens would pay for later ones without bound",
-        BLOCK_LAW,
-    ),
-    Mutant(
-        "kernel accepts what p never gives",
-        "deepspec/kernels/triton_close.py",
-        "kept = uniform * tl.exp(drawn_with) < tl.exp(log_p)",
-        "kept = uniform * tl.exp(drawn_with) <= tl.exp(log_p)",
-        "a uniform of 0 then keeps a token of no probability",
-        KERNELS,
-    ),
-    Mutant(
-        "kernel chooses block and token by one uniform",
-        "deepspec/kernels/triton_close.py",
-        """        weights = weight_of(values, peak, inverse)
-    inside = pick(weights, tl.load(noise + level_stride), index)""",
-        """        weights = weight_of(values, peak, inverse)
-    inside = pick(weights, tl.load(noise), index)""",
-        "the token inside a block depends on which block it is",
-        KERNELS,
-    ),
-    Mutant(
-        "kernel reads the next position's uniform",
-        "deepspec/kernels/triton_close.py",
-        "noise = uniforms + request * request_stride + (step - 1) * step_stride",
-        "noise = uniforms + request * request_stride + step * step_stride",
-        "a prefix is judged by the uniform of another",
-        KERNELS,
-    ),
-    Mutant(
-        "kernel cuts ties",
-        "deepspec/kernels/triton_rows.py",
-        'values = tl.where(values >= tl.load(cutoffs + cell), values, float("-inf"))',
-        'values = tl.where(values > tl.load(cutoffs + cell), values, float("-inf"))',
-        "the token at the cut-off itself stays",
-        KERNELS,
-    ),
-    Mutant(
-        "kernel forgets the temperature",
-        "deepspec/kernels/triton_rows.py",
-        "    return value, 1.0 / value, greedy",
-        "    return value, 1.0 / 1.0, greedy",
-        "p is that of temperature 1",
-        KERNELS,
-    ),
+    *KERNEL_MUTANTS,
 )

@@ -18,10 +18,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mutations import MUTANTS, ROOT, Mutant
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
+
+from tests.mutants.mutant import ROOT, Mutant
+from tests.mutants.mutations import MUTANTS
 
 COPIED = {"deepspec": "deepspec", "strategies": "deepspec_strategies", "tests": "tests"}
 HANGING_S = 600

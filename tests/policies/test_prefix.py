@@ -40,7 +40,7 @@ def test_the_worked_counterexample_keeps_the_targets_law(monkeypatch: pytest.Mon
     target = constant_target(0.7, 0.3)
     laws = one_request(target, built(target, 2, Still, Told, policy="prefix"), [0, 1])
     first = laws.emitted.reshape(2, -1).sum(dim=1)
-    torch.testing.assert_close(first, torch.tensor([0.7, 0.3]).double(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(first, torch.tensor([0.7, 0.3], dtype=torch.float64), atol=1e-12, rtol=0)
     assert laws.lengths == (0,)  # 1.8 tokens at half the speed do not pay, and what comes later is not seen
 
 

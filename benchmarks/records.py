@@ -133,6 +133,15 @@ def _divergence_table(record: dict[str, Any]) -> str:
     return "\n".join([head, "", *rows, "", _machine(record, "")])
 
 
+def _verifiers_table(record: dict[str, Any]) -> str:
+    rows = ["| temperature | block rule, τ | token rule, τ | gain (95 %) |", "|---|---|---|---|"]
+    for one in record["result"]["rules"]:
+        block, token = (_mean_ci(one["accepted_length"][rule]) for rule in ("block", "token"))
+        rows.append(f"| {one['temperature']:g} | {block} | {token} | {_mean_ci(one['gain']['difference'])} |")
+    head = f"What the block rule gains on the token rule, {record['result']['setting']}:"
+    return "\n".join([head, "", *rows, "", _machine(record, "")])
+
+
 def _objectives_table(record: dict[str, Any]) -> str:
     """The best at the largest budget, and the published one, at temperature 1."""
     found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
@@ -231,6 +240,7 @@ def _tau_and_gain(row: dict[str, Any] | None) -> str:
 
 _TABLES = {
     "decoding": _decoding_table,
+    "verifiers": _verifiers_table,
     "training": _training_table,
     "objectives": _objectives_table,
     "strategies": _strategies_table,

@@ -1,4 +1,4 @@
-"""Mutants of the block rule, of the scheduler and of the Triton kernels; see ``mutations``."""
+"""Mutants of the block rule, of the scheduler, of the loss and of the Triton kernels; see ``mutations``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from tests.mutants.mutant import Mutant
 
 KERNELS = ("tests/kernels/test_triton_rules.py",)
 BLOCK_LAW = ("tests/kernels/test_reference.py", "tests/exact/test_laws.py")
+LOSS = ("tests/kernels/test_loss.py",)
+OBJECTIVE = ("tests/train/test_objective.py",)
 SCHEDULE = ("tests/kernels/test_schedule.py",)
 
 KERNEL_MUTANTS = (
@@ -90,5 +92,37 @@ KERNEL_MUTANTS = (
         "window = steps_per_second[num + prefill_tokens - 2 :][: pairs + 1]",
         "every step has a token more than it is thought to have",
         SCHEDULE,
+    ),
+    Mutant(
+        "distance without the softmax's sum",
+        "deepspec/kernels/loss_reference.py",
+        " - by.distance * found.slope",
+        "",
+        "probabilities sum to 1, so no logit's derivative is its own probability's alone",
+        LOSS,
+    ),
+    Mutant(
+        "soft-cap of slope one",
+        "deepspec/kernels/loss_reference.py",
+        "tanh[rows] = gradient.addcmul_(gradient, torch.mul(tanh[rows], tanh[rows], out=p), value=-1)",
+        "tanh[rows] = gradient",
+        "a capped logit moves less than what it caps",
+        OBJECTIVE,
+    ),
+    Mutant(
+        "terms of others unheard",
+        "deepspec/train/fused_rows.py",
+        "self._chunk, self._dense.grad",
+        "self._chunk, None",
+        "a term that reads logits is measured and never learnt",
+        OBJECTIVE,
+    ),
+    Mutant(
+        "loss kernel takes a missing label for the first token",
+        "deepspec/kernels/triton_loss.py",
+        'tl.where(label >= 0, picked, float("-inf"))',
+        "picked",
+        "a label that the draft vocabulary lacks has no probability there",
+        LOSS,
     ),
 )

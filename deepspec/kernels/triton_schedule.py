@@ -20,7 +20,9 @@ from deepspec.errors import ConfigError
 from deepspec.kernels import schedule
 
 #: Pairs of one program, and how many others it holds them against at a time; no result depends on either.
-OWN, OTHERS = 16, 256
+OWN, OTHERS = 8, 256
+#: Requests that one program counts for.
+ROWS = 64
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 _UNIT = tl.constexpr(schedule.UNIT)
 _LAST = tl.constexpr(2**63 - 1)
@@ -145,9 +147,9 @@ def prefix_lengths(
             room.keys, steps_per_second, room.losses, *counts, first, len(steps_per_second),
             bits=bits, own=OWN, others=OTHERS, **OPTIONS,
         )  # fmt: skip
-        count_admitted[(triton.cdiv(num, OWN),)](
+        count_admitted[(triton.cdiv(num, ROWS),)](
             room.keys, room.losses, room.lengths, *counts, len(room.losses),
-            rows=OWN, tile=OTHERS, **OPTIONS,
+            rows=ROWS, tile=OTHERS, **OPTIONS,
         )  # fmt: skip
     return room.lengths
 

@@ -40,7 +40,7 @@ SMALL = {
     "draw_pairs": [{"block": 128}],
     "order_pairs": [{"tile": 256, "bits": 12}],
     "first_losses": [{"bits": 12}],
-    "count_admitted": [{"rows": 16, "tile": 256}],
+    "count_admitted": [{"rows": 64, "tile": 256}],
 }
 Job = tuple[str, str, dict[str, int], int]
 

@@ -56,8 +56,8 @@ class StepResult:
 def make_objective(parts: Parts, target: Target, manager: pluggy.PluginManager) -> BlockObjective:
     """The strategy's objective.
 
-    Raises ConfigError for an unknown term or one that the head cannot serve, PluginError for one that two
-    plugins register.
+    Raises ConfigError for an unknown term, for one that the head cannot serve, and for a policy that reads
+    what no term trains; PluginError for a term that two plugins register.
     """
     wanted = {name: weight for name, weight in parts.strategy.objective.terms.items() if weight > 0}
     terms = []
@@ -70,6 +70,8 @@ def make_objective(parts: Parts, target: Target, manager: pluggy.PluginManager) 
                 f"--set objective.terms.{name}=0"
             )
         terms.append((cls(), weight))
+    if not any(term.reads_confidence for term, _ in terms):
+        _check_untrained(parts)
 
     def target_logits(hidden: Tensor) -> Tensor:
         with _own_precision(target):
@@ -77,6 +79,15 @@ def make_objective(parts: Parts, target: Target, manager: pluggy.PluginManager) 
 
     weights = make_position_weights(parts.strategy.objective)
     return BlockObjective(terms, weights, target_logits=target_logits)
+
+
+def _check_untrained(parts: Parts) -> None:
+    """Raise ConfigError when lengths would be chosen by a confidence that stays as it was initialised."""
+    if parts.policy.needs_confidence and parts.head.confidence == "linear":
+        raise ConfigError(
+            f"policy {parts.policy.name!r} reads the linear confidence of head {parts.head.name!r}, which no "
+            "objective term trains; use --set objective.terms.confidence=1 or --set head.confidence=row_max"
+        )
 
 
 def _own_precision(target: Target) -> torch.autocast:

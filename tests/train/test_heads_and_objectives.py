@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from deepspec.config import TargetConfig
 from deepspec.engine import Engine, SamplingParams
+from deepspec.errors import ConfigError
+from deepspec.plugins import create_plugin_manager
 from deepspec.runs import load
+from deepspec.target import load_target
 from deepspec.train import train
+from deepspec.train.trainer import make_objective
 from deepspec.types import StepRecord
 from tests.tiny_runs import config, strategy
 
@@ -41,3 +47,16 @@ def test_a_head_and_an_objective_train_and_decode(target: Path, text: Path, tmp_
     ]
     assert outputs[0] == outputs[1]
     assert len(outputs[0]) == PARAMS.max_tokens
+
+
+@pytest.mark.parametrize(
+    ("confidence", "weight", "refused"), [("linear", 0, True), ("linear", 1, False), ("row_max", 0, False)]
+)
+def test_a_policy_that_reads_an_untrained_confidence_is_refused(target: Path, confidence, weight, refused):
+    loaded = load_target(TargetConfig(name=str(target)))
+    head = {"type": "markov", "confidence": confidence}
+    objective = {"terms": {"ce": 1.0, "confidence": weight}}
+    parts = strategy("dflash", head=head, objective=objective, policy="threshold").build(loaded.info)
+    message = "'threshold' reads the linear confidence of head 'markov', which no .*head.confidence=row_max$"
+    with pytest.raises(ConfigError, match=message) if refused else nullcontext():
+        make_objective(parts, loaded, create_plugin_manager())

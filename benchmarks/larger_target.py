@@ -118,7 +118,8 @@ def pack(folder: Path, recipe: Recipe) -> None:
         for name, of in (("train", files), ("held_out", held_out))
     }
     corpus = corpus_record(files, rows["train"].numel(), packages)
-    header = {"recipe": json.dumps(dataclasses.asdict(recipe)), "corpus": json.dumps(corpus)}
+    made = {"recipe": dataclasses.asdict(recipe), "corpus": corpus}
+    header = {"made": json.dumps(made)}  # one key: safetensors writes several in any order
     with written_whole(folder / "tokens.safetensors") as partial:
         save_file(rows, partial, metadata=header)
     print(
@@ -150,9 +151,9 @@ def is_trained(folder: Path, recipe: Recipe) -> bool:
 def train(folder: Path, recipe: Recipe, *, compiled: bool, is_over: IsOver) -> None:
     """Go on with the training, at least by a step, and save where it is."""
     with safe_open(folder / "tokens.safetensors", framework="pt") as packed:
-        header = packed.metadata()
+        header = json.loads(packed.metadata()["made"])
         rows, held_out = packed.get_tensor("train"), packed.get_tensor("held_out")
-    check_recipe(folder, json.loads(header["recipe"]), recipe)
+    check_recipe(folder, header["recipe"], recipe)
     state, out = folder / "training.safetensors", folder / "larger-target"
     end = AutoTokenizer.from_pretrained(out).eos_token_id
     training = Pretraining(recipe, end, device=resolve_device(None), compiled=compiled)
@@ -162,7 +163,7 @@ def train(folder: Path, recipe: Recipe, *, compiled: bool, is_over: IsOver) -> N
 
     def record() -> None:
         save_model(training.model, out)
-        write_build_log(out, training, json.loads(header["corpus"]), held_out.numel())
+        write_build_log(out, training, header["corpus"], held_out.numel())
         training.save(state)
 
     fit(training, rows, held_out, log_every=LOG_EVERY, on_point=record, is_over=is_over)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Buffers = tuple[Tensor, Tensor, Tensor]
 #: Elements of the rows that are worked on at once, by device type; elsewhere all rows.
 _TILE_ELEMENTS = {"cpu": 2**19}
 
@@ -115,25 +116,28 @@ def gradient_(
             tanh[rows] = gradient.addcmul_(gradient, torch.mul(tanh[rows], tanh[rows], out=p), value=-1)
 
 
-def _tiles(logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def _tiles(logits: Tensor) -> Iterator[tuple[slice, Buffers]]:
     """Rows that are worked on at once, and three buffers of their size, the same ones for all."""
     size = _TILE_ELEMENTS.get(logits.device.type, logits.numel()) * torch.get_num_threads()
     count, width = logits.shape
     num_rows = min(count, max(1, size // width))
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    buffers = torch.empty((3, num_rows, width), dtype=dtype, device=logits.device)
+    first, second, third = (
+        torch.empty((num_rows, width), dtype=dtype, device=logits.device) for _ in range(3)
+    )
     for start in range(0, count, num_rows):
-        yield slice(start, start + num_rows), buffers[:, : count - start]
+        here = slice(count - start)
+        yield slice(start, start + num_rows), (first[here], second[here], third[here])
 
 
-def _softmax(logits: Tensor, buffers: Tensor) -> tuple[Tensor, Tensor]:
+def _softmax(logits: Tensor, buffers: Buffers) -> tuple[Tensor, Tensor]:
     """Probabilities, and log sum exp: a row's largest logit less the logarithm of its probability."""
-    probabilities = torch.softmax(logits, dim=-1, dtype=buffers.dtype, out=buffers[0])
+    probabilities = torch.softmax(logits, dim=-1, dtype=buffers[0].dtype, out=buffers[0])
     return probabilities, logits.amax(dim=-1) - probabilities.amax(dim=-1).log()
 
 
 def _overlap(
-    logits: Tensor, q: Tensor, normaliser: Tensor, target: TargetLogits, rows: slice, buffers: Tensor
+    logits: Tensor, q: Tensor, normaliser: Tensor, target: TargetLogits, rows: slice, buffers: Buffers
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Distance, cross-entropy, slope and mass; ``q`` lies in the first buffer."""
     p = torch.sub(target.logits[rows], target.log_normaliser[rows, None], out=buffers[1]).exp_()

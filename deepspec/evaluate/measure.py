@@ -76,11 +76,9 @@ def evaluate(
             against_transformers=against_transformers,
         )
         report = make_report(model, parts, settings, by_task, speed)
-        return (
-            report
-            if other is None
-            else replace(report, verifier_gain=_gain(model, other, by_task, prompts, settings))
-        )
+        if other is None:
+            return report
+        return replace(report, verifier_gain=_gain(model, other, by_task, prompts, settings))
 
 
 def with_verifier(parts: Parts, name: str) -> Parts:

@@ -24,7 +24,7 @@ DTYPES = {torch.bfloat16: 16, torch.float16: 19, torch.float32: 32}
 ENABLE_FP_FUSION = False
 #: Warps of the kernels that work on blocks of the vocabulary; the others take 4.
 _WIDE = 8
-_BLOCKWISE = {"cut_offs", "block_stats", "residual_masses", "closing_token", "draw_rows", "draw_drafts"}
+_BLOCKWISE = {"cut_offs", "block_stats", "residual_masses", "closing_token", "draw_rows"}
 #: Tokens that the search for cut-offs takes at a time, which no result depends on.
 _TILE = 2048
 

@@ -30,7 +30,7 @@ plugins: setup
 	.ci/plugins $(BIN)
 
 mutants: setup
-	$(BIN)/python tests/mutants/run.py $(ARGS)
+	$(BIN)/python -m tests.mutants.run $(ARGS)
 
 # The oldest versions that pyproject.toml allows, in an environment of their own (torch's default wheel is gigabytes).
 OLDEST := .venv-oldest/bin/python

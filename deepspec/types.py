@@ -13,9 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -280,6 +284,27 @@ class RoundRecord:
     verify_ms: float
     other_ms: float
     kv_tokens: int
+
+
+@dataclass(frozen=True)
+class TracedStep:
+    """An engine step with what is needed to calibrate and to replay it, for traces alone.
+
+    What lies past a refused token is in it, so nothing that decides on later rounds may read it.
+
+    Attributes:
+        record: the step.
+        positions: absolute position of each request's anchor, in the order of ``record.requests``.
+        classes: their traffic classes.
+        confidence: float32 ``[R, G]`` logits, NaN where the head gives none.
+        chances: float32 ``[R, G]``, sum over v of min(p, q) given the tokens before, NaN past the verified.
+    """
+
+    record: RoundRecord
+    positions: tuple[int, ...]
+    classes: tuple[int, ...]
+    confidence: NDArray[np.float32]
+    chances: NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from deepspec.errors import PluginError
-from deepspec.interfaces import Proposer, Readout
+from deepspec.interfaces import OnlineCalibrator, Proposer, Readout
 from deepspec.kernels import DrawStep, backend_for
 from deepspec.kernels.reference import Chooser, draw_step
 from deepspec.sampling import Drawn, scale
@@ -88,13 +88,23 @@ def check_lengths(parts: Parts, lengths: Iterable[int]) -> None:
         )
 
 
-def verify_lengths(parts: Parts, drafted: Drafted, counts: Tensor, load: Load) -> Tensor:
-    """How many of the ``counts [R]`` drafted tokens of each request go to the target: int64 ``[R]``."""
+def verify_lengths(
+    parts: Parts, drafted: Drafted, counts: Tensor, load: Load, classes: Tensor | None = None
+) -> Tensor:
+    """How many of the ``counts [R]`` drafted tokens of each request go to the target: int64 ``[R]``.
+
+    ``classes`` int64 ``[R]`` are the requests' traffic classes, all 0 when None.
+    """
     shape, confidence = drafted.draft.tokens.shape, drafted.confidence
     if confidence is None or not parts.policy.needs_confidence:
         return parts.policy.lengths(torch.ones(shape, device=counts.device), counts, load)
     confidence = confidence.to(torch.promote_types(confidence.dtype, torch.float32))
-    survival = parts.calibrator.conditional(confidence).cumprod(dim=1)
+    calibrator = parts.calibrator
+    if isinstance(calibrator, OnlineCalibrator):
+        conditional = calibrator.conditional(confidence, classes)
+    else:
+        conditional = calibrator.conditional(confidence)
+    survival = conditional.cumprod(dim=1)
     return parts.policy.lengths(survival.to(counts.device), counts, load)
 
 

@@ -18,16 +18,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Generic, NewType, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from deepspec.calibrator import Calibrator as Calibrator
+from deepspec.calibrator import OnlineCalibrator as OnlineCalibrator
+from deepspec.calibrator import SeenRounds as SeenRounds
 from deepspec.context import BuildContext as BuildContext
 from deepspec.context import Readout as Readout
 from deepspec.context import TargetInfo as TargetInfo
 from deepspec.curves import SpsCurve
+from deepspec.parts import Part as Part
+from deepspec.parts import PartConfig as PartConfig
+from deepspec.parts import TokenId as TokenId
 from deepspec.types import (
     AnchorBlocks,
     Anchors,
@@ -41,29 +46,7 @@ from deepspec.types import (
     Verdict,
 )
 
-if TYPE_CHECKING:
-    from deepspec.calibrators.rounds import CalibrationRounds
-
-
-class PartConfig(BaseModel):
-    """Base of every part's ``Config``: frozen, unknown keys are errors, a default is written once."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-#: Type of an option that is a token id of the target. ``deepspec check``, whose targets have a handful of
-#: tokens, puts one of those in the place of a larger id.
-TokenId = NewType("TokenId", int)
-
 StateT = TypeVar("StateT")
-
-
-class Part(ABC):
-    """What all five kinds share: a name to select it by, and a configuration class of its own."""
-
-    name: ClassVar[str]
-    kind: ClassVar[str]
-    Config: ClassVar[type[PartConfig]] = PartConfig
 
 
 class BaseDrafter(Part, nn.Module):
@@ -237,67 +220,6 @@ class SequentialHead(Part, nn.Module, Generic[StateT]):
     @abstractmethod
     def block(self, previous: Tensor, hidden: Tensor) -> HeadStep:
         """Training: ``[N, G]`` and ``[N, G, H]`` in, latent ``[N, G, Z]`` and confidence ``[N, G]`` out."""
-
-
-class Calibrator(Part, ABC):
-    """What does a confidence mean as a probability?"""
-
-    kind = "calibrator"
-
-    def __init__(self, config: PartConfig, context: BuildContext) -> None:
-        self.config = config
-        self.context = context
-
-    @abstractmethod
-    def conditional(self, confidence: Tensor) -> Tensor:
-        """Logits ``[R, G]`` to conditional acceptance c_k in (0, 1), monotone at each position.
-
-        The core takes the cumulative product afterwards, so survival never increases.
-        """
-
-    def fit(self, rounds: CalibrationRounds) -> Mapping[str, object] | None:
-        """Options with which the part fits held-out rounds best, all else as it is; None: nothing to fit.
-
-        ``deepspec calibrate`` stores them with the checkpoint.
-        """
-        return None
-
-
-@dataclass(frozen=True)
-class SeenRounds:
-    """What a round showed of R requests, on device.
-
-    Attributes:
-        confidence: logits ``[R, G]``.
-        verified, accepted: int64 ``[R]``; position k was looked at when k <= verified and k - 1 <= accepted.
-        classes: int64 ``[R]``, the requests' traffic classes.
-    """
-
-    confidence: Tensor
-    verified: Tensor
-    accepted: Tensor
-    classes: Tensor
-
-
-class OnlineCalibrator(Calibrator):
-    """A calibrator that goes on learning from past rounds, each traffic class by itself."""
-
-    @property
-    @abstractmethod
-    def num_classes(self) -> int:
-        """How many traffic classes it tells apart; an engine refuses requests of others."""
-
-    @abstractmethod
-    def begin(self, device: torch.device) -> None:
-        """Start learning; an engine calls this on a shallow copy, so what is set here is its own."""
-
-    @abstractmethod
-    def conditional(self, confidence: Tensor, classes: Tensor | None = None) -> Tensor:
-        """As of any calibrator, for requests of ``classes`` int64 ``[R]``, all of class 0 when None."""
-
-    @abstractmethod
-    def observe(self, seen: SeenRounds) -> None:
-        """Learn from a round whose verdict is known; without waiting for the device."""
 
 
 class LengthPolicy(Part, ABC):

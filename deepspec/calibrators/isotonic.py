@@ -14,9 +14,9 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor, searchsorted, tensor
 
-from deepspec.calibrators.rounds import CalibrationRounds, Floats
 from deepspec.errors import ConfigError
 from deepspec.interfaces import BuildContext, Calibrator, PartConfig
+from deepspec.rounds import CalibrationRounds, Floats
 
 MOST_KNOTS = 32
 #: A curve's ends; beyond them a confidence counts as the end does.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deepspec.calibrators.rounds import Floats
+from deepspec.rounds import Floats
 
 NUM_BINS = 15
 

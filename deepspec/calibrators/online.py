@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from deepspec.calibrators.rounds import CalibrationRounds
 from deepspec.calibrators.temperature import TemperatureCalibrator, TemperatureConfig, sequential_temperatures
 from deepspec.interfaces import BuildContext, OnlineCalibrator, SeenRounds
+from deepspec.rounds import CalibrationRounds
 
 #: The smallest slope, so that a map never falls.
 LEAST_SLOPE = 0.02

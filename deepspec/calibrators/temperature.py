@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor, tensor
 
 from deepspec.calibrators.measures import log_loss
-from deepspec.calibrators.rounds import CalibrationRounds, Floats
 from deepspec.errors import ConfigError
 from deepspec.interfaces import BuildContext, Calibrator, PartConfig
+from deepspec.rounds import CalibrationRounds, Floats
 
 #: Temperatures that a fit tries: 2 % apart.
 GRID = np.exp(np.arange(np.log(0.05), np.log(20.0), 0.02))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deepspec.calibrators.rounds import CalibrationRounds
+from deepspec.rounds import CalibrationRounds
 
 
 def made_rounds(

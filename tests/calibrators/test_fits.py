@@ -8,11 +8,11 @@ import torch
 
 from deepspec.calibrators.isotonic import IsotonicCalibrator, IsotonicConfig, isotonic_knots
 from deepspec.calibrators.measures import area_under_curve, calibration_error, calibration_floor
-from deepspec.calibrators.rounds import CalibrationRounds
 from deepspec.calibrators.temperature import SequentialCalibrator, TemperatureCalibrator
 from deepspec.errors import ConfigError
 from deepspec.interfaces import BuildContext, Calibrator
 from deepspec.plugins import create_plugin_manager, resolve_part
+from deepspec.rounds import CalibrationRounds
 from deepspec.validation import validate
 from tests.calibrators.made_rounds import made_rounds
 from tests.tiny_models import tiny_info

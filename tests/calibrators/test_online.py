@@ -7,8 +7,8 @@ import torch
 
 from deepspec.calibrators.measures import calibration_error, calibration_floor
 from deepspec.calibrators.online import OnlineConfig, OnlineLogistic
-from deepspec.calibrators.rounds import CalibrationRounds
 from deepspec.interfaces import BuildContext, SeenRounds
+from deepspec.rounds import CalibrationRounds
 from tests.calibrators.made_rounds import made_rounds
 from tests.tiny_models import tiny_info
 

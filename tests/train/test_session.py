@@ -26,7 +26,7 @@ from deepspec.errors import (
     ResourceError,
     TrainingError,
 )
-from deepspec.evaluate.measure import with_verifier
+from deepspec.evaluate.measure import decoded_with
 from deepspec.hookspecs import hookimpl
 from deepspec.plugins import create_plugin_manager, register
 from deepspec.runs import checkpoint_path, checkpoints, load
@@ -454,7 +454,7 @@ def test_expected_accepted_length_on_the_targets_own_text_is_what_decoding_gains
     def observe(record) -> None:
         gained.extend(request.accepted + 1 for request in record.requests)
 
-    parts = with_verifier(made.parts, "token")  # whose chances the expectation multiplies
+    parts = decoded_with(made.parts, verifier="token")  # whose chances the expectation multiplies
     Engine(made.target, parts, max_batch=16, observers=[observe]).run(prompts, params)
     tokens = torch.tensor([[*done.prompt, *done.tokens] for done in own])
     positions = torch.arange(tokens.shape[1]).expand_as(tokens)

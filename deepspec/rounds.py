@@ -65,3 +65,8 @@ class CalibrationRounds:
     def draft_length(self) -> int:
         """G."""
         return self.confidence.shape[1]
+
+    def conditional(self) -> Floats:
+        """The confidences taken at their word, as chances ``[M, G]``."""
+        chances: Floats = 0.5 * (1 + np.tanh(self.confidence / 2))
+        return chances

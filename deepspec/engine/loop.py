@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepspec.engine.draft import check_lengths, run_draft, verify_lengths
+from deepspec.engine.draft import check_lengths
+from deepspec.engine.halves import Halves
 from deepspec.engine.noise import round_noise
 from deepspec.engine.queue import StepPlan
 from deepspec.engine.request import Request
@@ -83,6 +84,7 @@ class Loop:
         self._draft_device = parts.drafter.context.target.embedding.device
         self.packs_rows = target.device.type == "cpu"  # elsewhere nobody waits for the lengths
         self._last_sampling: tuple[tuple[SamplingParams, ...], Sampling] | None = None
+        self.halves = Halves(target, parts)
         target.check_layers(self._layers)
 
     def run(self, plan: StepPlan) -> StepOutcome:
@@ -93,17 +95,23 @@ class Loop:
         num_draft = self.parts.policy.draft_length(load) if plan.decoding else 0
         begun = self._draft(plan.decoding, num_draft, load) if plan.decoding else None
         drafted = time.perf_counter()
-        spans, features, logits = self._forward(plan, begun)
+        spans, features, hidden = self._forward(plan, begun)
+        logits = self.target.logits(hidden) if plan.chunks else None
         verdicts, lengths, counts, drafts = [], [], [], []
         if begun is not None:
             rows = [0, *np.cumsum([1 + n for n in begun.rows]).tolist()]
-            target_rows = TargetRows(logits[: rows[-1]], self._ids(rows[:-1]), begun.sampling)
-            verdicts.append(self.parts.verifier.verify(target_rows, begun.draft, begun.lengths, begun.noise))
+            starts, rest = self._ids(rows[:-1]), (begun.draft, begun.lengths, begun.noise)
+            if logits is None:
+                verdict = self.halves.verify(hidden, starts, begun.sampling, *rest)
+            else:
+                target_rows = TargetRows(logits[: rows[-1]], starts, begun.sampling)
+                verdict = self.parts.verifier.verify(target_rows, *rest)
+            verdicts.append(verdict)
             lengths.append(begun.lengths)
             counts.append(begun.counts)
             drafts.append(begun.draft.tokens)
         closing = tuple(chunk.request for chunk in plan.chunks if chunk.is_last)
-        if closing:
+        if closing and logits is not None:
             verdict = self._close_prompts(closing, logits[len(logits) - len(closing) :])
             verdicts.append(verdict)
             lengths.append(torch.zeros_like(verdict.bonus))
@@ -165,17 +173,16 @@ class Loop:
                 spans=tuple(Span(r.slot, len(r.tokens) - 1, 1) for r in decoding),
                 num_draft=num_draft,
             )
-            drafted = run_draft(
-                self.parts, start, _sampling_on(sampling, self._draft_device), noise.to(self._draft_device)
+            drafted, lengths = self.halves.draft(
+                start, _sampling_on(sampling, self._draft_device), noise.to(self._draft_device), load
             )
             draft = _draft_on(drafted.draft, self.target.device)
             counts = drafted.lengths.to(self.target.device)
-            lengths = verify_lengths(self.parts, drafted, counts.clamp(min=0), load)
         rows = lengths.tolist() if self.packs_rows else [num_draft] * len(decoding)
         return _Round(draft, counts, lengths, anchors, rows, verdict_noise, sampling)
 
     def _forward(self, plan: StepPlan, begun: _Round | None) -> tuple[list[Span], Features, Tensor]:
-        """One target forward; logits of the verify rows, then of each prompt's last token."""
+        """One target forward; last hidden states of the verify rows, then of each prompt's last token."""
         spans, parts, wanted = [], [], []
         if begun is not None:
             block = torch.cat([begun.anchors[:, None], begun.draft.tokens], dim=1)
@@ -205,7 +212,7 @@ class Loop:
         hidden = features.last_hidden
         if plan.chunks:
             hidden = hidden[self._ids([*range(num_verify), *wanted])]
-        return spans, features, self.target.logits(hidden)
+        return spans, features, hidden
 
     def _close_prompts(self, requests: Sequence[Request], logits: Tensor) -> Verdict:
         """The first token of requests whose prompt is in: a round of length 0."""

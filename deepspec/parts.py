@@ -25,3 +25,6 @@ class Part(ABC):
     name: ClassVar[str]
     kind: ClassVar[str]
     Config: ClassVar[type[PartConfig]] = PartConfig
+    #: Whether its share of a round may be recorded once and replayed as a CUDA graph: a function of its
+    #: tensors, and of weights that change in their place or not at all, that never waits for the device.
+    recordable: ClassVar[bool] = False

@@ -43,6 +43,7 @@ class IsotonicCalibrator(Calibrator):
     """One curve through a few knots for each position."""
 
     name = "isotonic"
+    recordable = True
     Config = IsotonicConfig
     config: IsotonicConfig
 

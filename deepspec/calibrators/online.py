@@ -39,6 +39,7 @@ class OnlineLogistic(OnlineCalibrator):
     """One logistic map for each traffic class and position."""
 
     name = "online"
+    recordable = True
     Config = OnlineConfig
     config: OnlineConfig
 

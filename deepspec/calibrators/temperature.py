@@ -35,6 +35,7 @@ class TemperatureCalibrator(Calibrator):
     """A temperature for each position, fitted to its own confidences."""
 
     name = "temperature"
+    recordable = True
     Config = TemperatureConfig
     config: TemperatureConfig
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepspec.engine.chances import acceptance_chances
-from deepspec.engine.draft import check_lengths, run_draft, verify_lengths
+from deepspec.engine.draft import check_lengths
+from deepspec.engine.halves import Halves
 from deepspec.engine.noise import round_noise
 from deepspec.engine.queue import StepPlan
 from deepspec.engine.request import Request
@@ -96,6 +97,7 @@ class Loop:
         self._draft_device = parts.drafter.context.target.embedding.device
         self.packs_rows = target.device.type == "cpu"  # elsewhere nobody waits for the lengths
         self._last_sampling: tuple[tuple[SamplingParams, ...], Sampling] | None = None
+        self.halves = Halves(target, parts)
         target.check_layers(self._layers)
 
     def run(self, plan: StepPlan) -> StepOutcome:
@@ -106,17 +108,19 @@ class Loop:
         num_draft = self.parts.policy.draft_length(load) if plan.decoding else 0
         begun = self._draft(plan.decoding, num_draft, load) if plan.decoding else None
         drafted = time.perf_counter()
-        spans, features, logits = self._forward(plan, begun)
+        spans, features, hidden = self._forward(plan, begun)
+        # Only a step without prompts, and untraced, reads its logits inside the verdict.
+        logits = self.target.logits(hidden) if plan.chunks or self.traced else None
         columns: list[list[Tensor]] = []
         signals: list[Tensor] = []
         if begun is not None:
-            verdict, signals = self._verify(plan, begun, logits)
+            verdict, signals = self._verify(plan, begun, hidden, logits)
             words = [as_words(signal) for signal in signals]
             columns.append(
                 [verdict.accepted, verdict.bonus, begun.lengths, begun.counts, begun.draft.tokens, *words]
             )
         closing = tuple(chunk.request for chunk in plan.chunks if chunk.is_last)
-        if closing:
+        if closing and logits is not None:
             verdict = self._close_prompts(closing, logits[len(logits) - len(closing) :])
             none = torch.zeros_like(verdict.bonus)
             empty = none.new_zeros((len(closing), num_draft * (1 + len(signals))))
@@ -161,18 +165,23 @@ class Loop:
             )
         )
 
-    def _verify(self, plan: StepPlan, begun: _Round, logits: Tensor) -> tuple[Verdict, list[Tensor]]:
+    def _verify(
+        self, plan: StepPlan, begun: _Round, hidden: Tensor, logits: Tensor | None
+    ) -> tuple[Verdict, list[Tensor]]:
         """The decoding requests' verdict, from which an online calibrator learns, and what is traced."""
-        starts = np.cumsum([0, *(1 + n for n in begun.rows)])
-        target = TargetRows(logits[: starts[-1]], self._ids(starts[:-1]), begun.sampling)
-        draft, lengths = begun.draft, begun.lengths
-        verdict = self.parts.verifier.verify(target, draft, lengths, begun.noise)
+        rows = np.cumsum([0, *(1 + n for n in begun.rows)])
+        starts, draft, lengths = self._ids(rows[:-1]), begun.draft, begun.lengths
+        if logits is None:
+            verdict = self.halves.verify(hidden, starts, begun.sampling, draft, lengths, begun.noise)
+        else:
+            target = TargetRows(logits[: rows[-1]], starts, begun.sampling)
+            verdict = self.parts.verifier.verify(target, draft, lengths, begun.noise)
         calibrator, confidence = self.parts.calibrator, begun.confidence
         if isinstance(calibrator, OnlineCalibrator) and confidence is not None:
             place = confidence.device
             classes = self._ids([r.traffic_class for r in plan.decoding], draft=True)
             calibrator.observe(SeenRounds(confidence, lengths.to(place), verdict.accepted.to(place), classes))
-        if not self.traced or not draft.tokens.shape[1]:
+        if not self.traced or logits is None or not draft.tokens.shape[1]:
             return verdict, []
         if confidence is None:
             confidence = torch.full(draft.tokens.shape, float("nan"))
@@ -196,18 +205,20 @@ class Loop:
                 spans=tuple(Span(r.slot, len(r.tokens) - 1, 1) for r in decoding),
                 num_draft=num_draft,
             )
-            drafted = run_draft(
-                self.parts, start, _sampling_on(sampling, self._draft_device), noise.to(self._draft_device)
+            drafted, lengths = self.halves.draft(
+                start,
+                _sampling_on(sampling, self._draft_device),
+                noise.to(self._draft_device),
+                load,
+                self._ids([r.traffic_class for r in decoding], draft=True),
             )
             draft, confidence = _draft_on(drafted.draft, self.target.device), drafted.confidence
             counts = drafted.lengths.to(self.target.device)
-            classes = self._ids([r.traffic_class for r in decoding], draft=True)
-            lengths = verify_lengths(self.parts, drafted, counts.clamp(min=0), load, classes)
         rows = lengths.tolist() if self.packs_rows else [num_draft] * len(decoding)
         return _Round(draft, counts, lengths, confidence, anchors, rows, verdict_noise, sampling)
 
     def _forward(self, plan: StepPlan, begun: _Round | None) -> tuple[list[Span], Features, Tensor]:
-        """One target forward; logits of the verify rows, then of each prompt's last token."""
+        """One target forward; last hidden states of the verify rows, then of each prompt's last token."""
         spans, parts, wanted = [], [], []
         if begun is not None:
             block = torch.cat([begun.anchors[:, None], begun.draft.tokens], dim=1)
@@ -237,7 +248,7 @@ class Loop:
         hidden = features.last_hidden
         if plan.chunks:
             hidden = hidden[self._ids([*range(num_verify), *wanted])]
-        return spans, features, self.target.logits(hidden)
+        return spans, features, hidden
 
     def _close_prompts(self, requests: Sequence[Request], logits: Tensor) -> Verdict:
         """The first token of requests whose prompt is in: a round of length 0."""

@@ -12,6 +12,7 @@ class FixedLength(LengthPolicy):
     """The verify length is the draft length."""
 
     name = "fixed"
+    recordable = True
     needs_confidence = False
 
     def lengths(self, survival: Tensor, drafted: Tensor, load: Load) -> Tensor:

@@ -8,6 +8,7 @@ nobody waits for the lengths.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepspec.engine.draft import check_lengths, run_draft, verify_lengths
+from deepspec.engine.draft import check_lengths, draft_survival, run_draft
+from deepspec.engine.history import RoundHistory
 from deepspec.engine.noise import round_noise
 from deepspec.engine.queue import StepPlan
 from deepspec.engine.request import Request
@@ -79,6 +81,9 @@ class Loop:
     ) -> None:
         self.target, self.parts, self.cache = target, parts, cache
         self._steps_per_second = steps_per_second
+        self._history = RoundHistory(parts.drafter.context.draft_length)
+        #: Survival of the last two rounds that drafted, on device.
+        self._survivals: deque[Tensor] = deque(maxlen=2)
         self._layers = parts.drafter.target_layers
         self._draft_device = parts.drafter.context.target.embedding.device
         self.packs_rows = target.device.type == "cpu"  # elsewhere nobody waits for the lengths
@@ -89,7 +94,7 @@ class Loop:
         """Draft, forward and verify; :meth:`extend` follows once the host has committed the outcome."""
         started = time.perf_counter()
         prefill_tokens = sum(chunk.count for chunk in plan.chunks)
-        load = Load(len(plan.decoding), prefill_tokens, self._steps_per_second)
+        load = self._load(len(plan.decoding), prefill_tokens)
         num_draft = self.parts.policy.draft_length(load) if plan.decoding else 0
         begun = self._draft(plan.decoding, num_draft, load) if plan.decoding else None
         drafted = time.perf_counter()
@@ -111,6 +116,8 @@ class Loop:
             drafts.append(verdict.bonus.new_zeros((len(closing), num_draft)))
         table = to_host(verdicts, lengths, counts, drafts)
         check_lengths(self.parts, table[:, 3].tolist())
+        decoded = table[: len(plan.decoding)]
+        self._history.observe(decoded[:, 0], decoded[:, 2], num_draft)
         verified = time.perf_counter()
         return StepOutcome(
             requests=plan.decoding + closing,
@@ -148,6 +155,11 @@ class Loop:
             )
         )
 
+    def _load(self, num_requests: int, prefill_tokens: int) -> Load:
+        earlier = self._survivals[0] if len(self._survivals) == 2 else None
+        past = self._history.load(num_requests, prefill_tokens)
+        return replace(past, steps_per_second=self._steps_per_second, earlier_survival=earlier)
+
     def _draft(self, decoding: Sequence[Request], num_draft: int, load: Load) -> _Round:
         positions = [len(r.tokens) - 1 for r in decoding]
         sampling = self._sampling(decoding)
@@ -170,7 +182,9 @@ class Loop:
             )
             draft = _draft_on(drafted.draft, self.target.device)
             counts = drafted.lengths.to(self.target.device)
-            lengths = verify_lengths(self.parts, drafted, counts.clamp(min=0), load)
+            survival = draft_survival(self.parts, drafted, self.target.device)
+            lengths = self.parts.policy.lengths(survival, counts.clamp(min=0), load)
+            self._survivals.append(survival)
         rows = lengths.tolist() if self.packs_rows else [num_draft] * len(decoding)
         return _Round(draft, counts, lengths, anchors, rows, verdict_noise, sampling)
 

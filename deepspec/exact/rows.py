@@ -249,7 +249,8 @@ def choose_lengths(parts: Parts, drafts: Sequence[Drafted]) -> Tensor:
     for place in torch.cartesian_prod(*(torch.arange(size) for size in sizes)).view(-1, len(sizes)).tolist():
         rows = [keys[i] for (keys, _), i in zip(distinct, place, strict=True)]
         joined = _joined(drafts, rows)
-        lengths[tuple(place)] = drafting.verify_lengths(parts, joined, joined.lengths, load)
+        survival = drafting.draft_survival(parts, joined, _CPU)
+        lengths[tuple(place)] = parts.policy.lengths(survival, joined.lengths, load)
     for axis, (_, inverse) in enumerate(distinct):
         lengths = lengths.index_select(axis, inverse)
     return lengths

@@ -1,7 +1,7 @@
 """The SPS curve: steps per second of a target against the tokens in one step, as a profile measured it.
 
 A curve file is JSON: ``{"schema": 1, "verify_tokens": [..], "steps_per_s": [..], "modelled", "hardware",
-"model", "dtype", "versions"}``. Between its points it is the *time* of a step that is interpolated.
+"model", "dtype", "versions", "draft"}``. Between its points it is the *time* of a step that is interpolated.
 """
 
 from __future__ import annotations
@@ -14,6 +14,25 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from deepspec.errors import ConfigError
 from deepspec.validation import explain
+
+
+class DraftCost(BaseModel):
+    """Time that drafting takes, which no curve of the target's steps holds; nothing when nothing is drafted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    seconds: float = Field(default=0.0, ge=0, description="of a round that drafts, whatever it drafts")
+    seconds_per_position: float = Field(default=0.0, ge=0, description="for each drafted position, beside")
+    seconds_per_token: float = Field(
+        default=0.0, ge=0, description="for each drafted token of each request, beside"
+    )
+
+    def of(self, num_requests: int, num_draft: int) -> float:
+        """Seconds to draft ``num_draft`` tokens for each of R requests."""
+        if num_requests == 0 or num_draft == 0:
+            return 0.0
+        tokens = num_requests * num_draft
+        return self.seconds + num_draft * self.seconds_per_position + tokens * self.seconds_per_token
 
 
 class SpsCurve(BaseModel):
@@ -31,6 +50,9 @@ class SpsCurve(BaseModel):
     model: str = Field(default="", description="the target's name")
     dtype: str = Field(default="", description="of the target's weights")
     versions: dict[str, str] = Field(default={}, description="of the packages that decide speed")
+    draft: DraftCost | None = Field(
+        default=None, description="what drafting takes beside the target's step; null counts it as free"
+    )
 
     @model_validator(mode="after")
     def _points(self) -> SpsCurve:
@@ -61,6 +83,10 @@ class SpsCurve(BaseModel):
     def is_flat(self) -> bool:
         """Whether more tokens are never slower, so that a scheduler has no reason to leave any out."""
         return max(self.steps_per_s) <= self.steps_per_s[-1]
+
+    def draft_seconds(self, num_requests: int, num_draft: int) -> float:
+        """Seconds to draft ``num_draft`` tokens for each of R requests; 0 where the curve does not say."""
+        return 0.0 if self.draft is None else self.draft.of(num_requests, num_draft)
 
     def table(self, most_tokens: int) -> list[float]:
         """Steps per second at B = 1..most_tokens.

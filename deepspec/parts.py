@@ -26,5 +26,6 @@ class Part(ABC):
     kind: ClassVar[str]
     Config: ClassVar[type[PartConfig]] = PartConfig
     #: Whether its share of a round may be recorded once and replayed as a CUDA graph: a function of its
-    #: tensors, and of weights that change in their place or not at all, that never waits for the device.
+    #: tensors, and of weights that change in their place or not at all, that never waits for the device and
+    #: reads no past.
     recordable: ClassVar[bool] = False

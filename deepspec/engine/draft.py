@@ -19,7 +19,7 @@ from deepspec.interfaces import Drafter, OnlineCalibrator, Proposer, Readout
 from deepspec.kernels import DrawStep, backend_for
 from deepspec.kernels.reference import Chooser, draw_step
 from deepspec.sampling import Drawn, scale
-from deepspec.types import Anchors, Draft, Load, Sampling
+from deepspec.types import Anchors, Draft, Sampling
 
 if TYPE_CHECKING:
     from deepspec.strategy import Parts
@@ -121,24 +121,23 @@ def check_lengths(parts: Parts, lengths: Iterable[int]) -> None:
         )
 
 
-def verify_lengths(
-    parts: Parts, drafted: Drafted, counts: Tensor, load: Load, classes: Tensor | None = None
+def draft_survival(
+    parts: Parts, drafted: Drafted, device: torch.device, classes: Tensor | None = None
 ) -> Tensor:
-    """How many of the ``counts [R]`` drafted tokens of each request go to the target: int64 ``[R]``.
+    """Survival ``[R, G]`` of what was drafted, as the policy is told it: ones where it reads none.
 
     ``classes`` int64 ``[R]`` are the requests' traffic classes, all 0 when None.
     """
     shape, confidence = drafted.draft.tokens.shape, drafted.confidence
     if confidence is None or not parts.policy.needs_confidence:
-        return parts.policy.lengths(torch.ones(shape, device=counts.device), counts, load)
+        return torch.ones(shape, device=device)
     confidence = confidence.to(torch.promote_types(confidence.dtype, torch.float32))
     calibrator = parts.calibrator
     if isinstance(calibrator, OnlineCalibrator):
         conditional = calibrator.conditional(confidence, classes)
     else:
         conditional = calibrator.conditional(confidence)
-    survival = conditional.cumprod(dim=1)
-    return parts.policy.lengths(survival.to(counts.device), counts, load)
+    return conditional.cumprod(dim=1).to(device)
 
 
 def _proposed(drafter: Proposer, anchors: Anchors) -> Drafted:

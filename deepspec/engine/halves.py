@@ -6,13 +6,14 @@ target's hidden states to the verdict. Each is a function of tensors, so it can 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from deepspec.engine.capture import Captured, Recorder, cuda_graphs, takes_graphs
-from deepspec.engine.draft import Drafted, draft_block, run_draft, verify_lengths
+from deepspec.engine.draft import Drafted, draft_block, draft_survival, run_draft
 from deepspec.interfaces import Drafter, RoundUniforms
 from deepspec.strategy import Parts
 from deepspec.target import DecodingTarget
@@ -28,6 +29,7 @@ class Halves:
         self.target, self.parts = target, parts
         self.captured_block: Captured[tuple[Drafted, Tensor]] | None = None
         self.captured_verdict: Captured[Verdict] | None = None
+        self._survivals: deque[Tensor] = deque(maxlen=2)
         if takes_graphs(target.device):
             self.capture(cuda_graphs)
 
@@ -45,6 +47,11 @@ class Halves:
         if refusals:
             log.info("CUDA graphs hold no more than a part of a round: %s", "; ".join(refusals))
 
+    @property
+    def earlier_survival(self) -> Tensor | None:
+        """Survival two rounds that drafted ago, on the target's device; a recorded half keeps none."""
+        return self._survivals[0] if len(self._survivals) == 2 else None
+
     def draft(
         self, start: Anchors, sampling: Sampling, noise: Tensor, load: Load, classes: Tensor
     ) -> tuple[Drafted, Tensor]:
@@ -57,11 +64,13 @@ class Halves:
         if self.captured_block is not None and isinstance(drafter, Drafter) and not load.prefill_tokens:
             hidden = drafter.parallel_hidden(drafter.begin(start))
             if hidden is not None:
-                return self.captured_block(hidden, start.tokens, sampling, noise, load, classes)
+                return self.captured_block(hidden, start.tokens, sampling, noise, _of_now(load), classes)
             self.captured_block = None
             log.info("CUDA graphs hold no drafts: drafter %r steps by itself", drafter.name)
         drafted = run_draft(self.parts, start, sampling, noise)
-        return drafted, self._lengths(drafted, load, classes)
+        survival, lengths = self._lengths(drafted, load, classes)
+        self._survivals.append(survival)
+        return drafted, lengths
 
     def verify(
         self,
@@ -86,11 +95,13 @@ class Halves:
         classes: Tensor,
     ) -> tuple[Drafted, Tensor]:
         drafted = draft_block(self.parts, hidden, anchors, sampling, noise)
-        return drafted, self._lengths(drafted, load, classes)
+        return drafted, self._lengths(drafted, load, classes)[1]
 
-    def _lengths(self, drafted: Drafted, load: Load, classes: Tensor) -> Tensor:
+    def _lengths(self, drafted: Drafted, load: Load, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Survival ``[R, G]`` and verify lengths ``[R]`` on the target's device."""
         counts = drafted.lengths.to(self.target.device)
-        return verify_lengths(self.parts, drafted, counts.clamp(min=0), load, classes)
+        survival = draft_survival(self.parts, drafted, self.target.device, classes)
+        return survival, self.parts.policy.lengths(survival, counts.clamp(min=0), load)
 
     def _read_and_verify(
         self,
@@ -103,6 +114,11 @@ class Halves:
     ) -> Verdict:
         rows = TargetRows(self.target.logits(hidden), starts, sampling)
         return self.parts.verifier.verify(rows, draft, lengths, noise)
+
+
+def _of_now(load: Load) -> Load:
+    """Without the past, which no recordable policy reads, so that one recording serves all rounds."""
+    return Load(load.num_requests, load.prefill_tokens, load.steps_per_second)
 
 
 def _why_no_block(parts: Parts, device: torch.device) -> list[str]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from deepspec.engine.chances import acceptance_chances
 from deepspec.engine.draft import check_lengths
 from deepspec.engine.halves import Halves
+from deepspec.engine.history import RoundHistory
 from deepspec.engine.noise import round_noise
 from deepspec.engine.queue import StepPlan
 from deepspec.engine.request import Request
@@ -93,6 +94,7 @@ class Loop:
     ) -> None:
         self.target, self.parts, self.cache, self.traced = target, parts, cache, traced
         self._steps_per_second = steps_per_second
+        self._history = RoundHistory(parts.drafter.context.draft_length)
         self._layers = parts.drafter.target_layers
         self._draft_device = parts.drafter.context.target.embedding.device
         self.packs_rows = target.device.type == "cpu"  # elsewhere nobody waits for the lengths
@@ -104,7 +106,7 @@ class Loop:
         """Draft, forward and verify; :meth:`extend` follows once the host has committed the outcome."""
         started = time.perf_counter()
         prefill_tokens = sum(chunk.count for chunk in plan.chunks)
-        load = Load(len(plan.decoding), prefill_tokens, self._steps_per_second)
+        load = self._load(len(plan.decoding), prefill_tokens)
         num_draft = self.parts.policy.draft_length(load) if plan.decoding else 0
         begun = self._draft(plan.decoding, num_draft, load) if plan.decoding else None
         drafted = time.perf_counter()
@@ -127,6 +129,8 @@ class Loop:
             columns.append([verdict.accepted, verdict.bonus, none, none, empty])
         table = to_host(columns)
         check_lengths(self.parts, table[:, 3].tolist())
+        decoded = table[: len(plan.decoding)]
+        self._history.observe(decoded[:, 0], decoded[:, 2], num_draft)
         verified = time.perf_counter()
         return StepOutcome(
             requests=plan.decoding + closing,
@@ -187,6 +191,12 @@ class Loop:
             confidence = torch.full(draft.tokens.shape, float("nan"))
         chances = acceptance_chances(target, draft, lengths)
         return verdict, [confidence.to(chances.device), chances]
+
+    def _load(self, num_requests: int, prefill_tokens: int) -> Load:
+        past = self._history.load(num_requests, prefill_tokens)
+        return replace(
+            past, steps_per_second=self._steps_per_second, earlier_survival=self.halves.earlier_survival
+        )
 
     def _draft(self, decoding: Sequence[Request], num_draft: int, load: Load) -> _Round:
         positions = [len(r.tokens) - 1 for r in decoding]

@@ -87,7 +87,7 @@ def policy(subject: Subject) -> Finding:
     for draw in range(_NUM_DRAWS):
         num = (1, 2, 5)[draw % 3]
         curve = 0.6 + 0.4 * torch.rand(num * (1 + num_draft), generator=generator, dtype=torch.float64)
-        load = Load(num, 0, 100 * curve.cumprod(dim=0) if draw % 2 else None)
+        load = _load(num, 100 * curve.cumprod(dim=0) if draw % 2 else None, num_draft, generator)
         if not 0 <= (most := parts.policy.draft_length(load)) <= num_draft:
             return _broken(f"draft_length is {most}; allowed are 0..{num_draft}, what the drafter drafts")
         ragged = torch.randint(0, num_draft + 1, (num,), generator=generator)
@@ -96,6 +96,24 @@ def policy(subject: Subject) -> Finding:
         if problem is not None:
             return _broken(problem)
     return _holds(f"in range, and blind to what lies past each request's first refusal ({_NUM_DRAWS} draws)")
+
+
+def _load(num: int, curve: Tensor | None, num_draft: int, generator: torch.Generator) -> Load:
+    """A load with some past: one in three has none."""
+    if int(torch.randint(0, 3, (), generator=generator)) == 0:
+        return Load(num, 0, curve)
+    rates = torch.rand(3, num_draft, generator=generator, dtype=torch.float64)
+    verified = float(num_draft * rates[1, 0])
+    return Load(
+        num,
+        0,
+        curve,
+        past_survival=tuple(rates[0].cumprod(dim=0).tolist()),
+        past_verified=verified,
+        past_accepted=verified * float(rates[1, 1]),
+        rounds_skipped=int(100 * rates[1, 2]),
+        earlier_survival=rates[2:].sqrt().cumprod(dim=1),
+    )
 
 
 def _policy_problem(

@@ -231,10 +231,18 @@ class Rows:
 def toy_load(num_requests: int) -> Load:
     """A step that takes a fixed time, and half as long again for each of its tokens.
 
-    A policy that weighs tokens against this curve verifies some of them and not others.
+    A policy that weighs tokens against this curve verifies some of them and not others. The past is one and
+    the same: a law that is right after every past is right.
     """
     tokens = torch.arange(1, _MOST_TOKENS + 1, dtype=torch.float64)
-    return Load(num_requests, steps_per_second=100 / (1 + tokens / 2))
+    return Load(
+        num_requests,
+        steps_per_second=100 / (1 + tokens / 2),
+        past_survival=(0.8, 0.7, 0.5),
+        past_verified=1.5,
+        past_accepted=1.1,
+        earlier_survival=torch.tensor([[0.9, 0.4, 0.1]], dtype=torch.float64),
+    )
 
 
 def choose_lengths(parts: Parts, drafts: Sequence[Drafted]) -> Tensor:
@@ -249,7 +257,8 @@ def choose_lengths(parts: Parts, drafts: Sequence[Drafted]) -> Tensor:
     for place in torch.cartesian_prod(*(torch.arange(size) for size in sizes)).view(-1, len(sizes)).tolist():
         rows = [keys[i] for (keys, _), i in zip(distinct, place, strict=True)]
         joined = _joined(drafts, rows)
-        lengths[tuple(place)] = drafting.verify_lengths(parts, joined, joined.lengths, load)
+        survival = drafting.draft_survival(parts, joined, _CPU)
+        lengths[tuple(place)] = parts.policy.lengths(survival, joined.lengths, load)
     for axis, (_, inverse) in enumerate(distinct):
         lengths = lengths.index_select(axis, inverse)
     return lengths

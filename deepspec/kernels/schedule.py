@@ -37,12 +37,8 @@ def prefix_lengths(
     num, num_draft = survival.shape
     if num_draft == 0:
         return torch.zeros_like(drafted)
-    steps = torch.arange(num_draft, device=survival.device)
-    gains = _units(survival, steps < drafted[:, None], steps_per_second.dtype)
     pairs = num * num_draft
-    places = steps * num + torch.arange(num, device=survival.device)[:, None]
-    keys = (UNIT - gains) * pairs + places
-    ordered = keys.flatten().sort().values
+    keys, ordered = walk_order(survival, drafted, steps_per_second.dtype)
     taken = UNIT - ordered // pairs
     expected = torch.cat([taken.new_full((1,), num * UNIT), taken]).cumsum(dim=0)
     window = steps_per_second[num + prefill_tokens - 1 :][: pairs + 1]
@@ -50,8 +46,26 @@ def prefix_lengths(
     throughput = expected.to(speed.dtype) * speed
     pays = (throughput[1:] > throughput[:-1]) & (taken > 0)
     admitted = pays.to(torch.int64).cumprod(dim=0).sum(dim=0, keepdim=True)
+    return first_of(keys, ordered, admitted)
+
+
+def walk_order(survival: Tensor, drafted: Tensor, real: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Keys int64 ``[R, G]`` of the drafted tokens in the order (-a, j, r), and the same sorted, ``[R * G]``.
+
+    ``UNIT - key // (R * G)`` is a token's survival in units, 0 where it is none or was not drafted. G >= 1.
+    """
+    num, num_draft = survival.shape
+    steps = torch.arange(num_draft, device=survival.device)
+    gains = _units(survival, steps < drafted[:, None], real)
+    places = steps * num + torch.arange(num, device=survival.device)[:, None]
+    keys = (UNIT - gains) * (num * num_draft) + places
+    return keys, keys.flatten().sort().values
+
+
+def first_of(keys: Tensor, ordered: Tensor, count: Tensor) -> Tensor:
+    """Verify lengths int64 ``[R]`` that take in the first ``count [1]`` tokens of :func:`walk_order`."""
     ends = torch.cat([ordered, ordered.new_full((1,), torch.iinfo(torch.int64).max)])
-    return (keys < ends.gather(0, admitted)).sum(dim=1)
+    return (keys < ends.gather(0, count)).sum(dim=1)
 
 
 def _units(survival: Tensor, inside: Tensor, real: torch.dtype) -> Tensor:

@@ -1,11 +1,22 @@
-"""Verify everything that was drafted."""
+"""Draft as many tokens every round, and verify them all."""
 
 from __future__ import annotations
 
+from pydantic import Field
 from torch import Tensor
 
-from deepspec.interfaces import LengthPolicy
+from deepspec.interfaces import LengthPolicy, PartConfig
 from deepspec.types import Load
+
+
+class FixedConfig(PartConfig):
+    """Options of the fixed policy."""
+
+    length: int | None = Field(
+        default=None,
+        ge=0,
+        description="tokens to draft, 0 for plain decoding; null is the strategy's draft_length",
+    )
 
 
 class FixedLength(LengthPolicy):
@@ -14,6 +25,13 @@ class FixedLength(LengthPolicy):
     name = "fixed"
     recordable = True
     needs_confidence = False
+    Config = FixedConfig
+    config: FixedConfig
+
+    def draft_length(self, load: Load) -> int:
+        """See :class:`deepspec.interfaces.LengthPolicy`."""
+        most, wanted = self.context.draft_length, self.config.length
+        return most if wanted is None else min(wanted, most)
 
     def lengths(self, survival: Tensor, drafted: Tensor, load: Load) -> Tensor:
         """See :class:`deepspec.interfaces.LengthPolicy`."""

@@ -8,21 +8,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
-from torch import Tensor, arange
+from torch import Tensor
 
-from deepspec.curves import SpsCurve
-from deepspec.interfaces import BuildContext, LengthPolicy, PartConfig
+from deepspec.interfaces import BuildContext, LengthPolicy
 from deepspec.kernels import backend_for
+from deepspec.policies.scheduling import CurveConfig, all_alive, read_curve
 from deepspec.types import Load
-
-
-class PrefixConfig(PartConfig):
-    """Options of the prefix scheduler."""
-
-    curve: str | None = Field(
-        default=None, description="file of the SPS curve of this machine and target; null verifies everything"
-    )
 
 
 class PrefixLength(LengthPolicy):
@@ -31,18 +22,17 @@ class PrefixLength(LengthPolicy):
     name = "prefix"
     recordable = True
     needs_curve: ClassVar[bool] = True
-    Config = PrefixConfig
-    config: PrefixConfig
+    Config = CurveConfig
+    config: CurveConfig
 
-    def __init__(self, config: PrefixConfig, context: BuildContext) -> None:
+    def __init__(self, config: CurveConfig, context: BuildContext) -> None:
         super().__init__(config, context)
-        self.curve = None if config.curve is None else SpsCurve.read(config.curve)
+        self.curve = read_curve(config)
 
     def lengths(self, survival: Tensor, drafted: Tensor, load: Load) -> Tensor:
         """See :class:`deepspec.interfaces.LengthPolicy`."""
         steps_per_second = load.steps_per_second
         if steps_per_second is None:
-            inside = arange(survival.shape[1], device=survival.device) < drafted[:, None]
-            return (inside & (survival > 0)).sum(dim=1)
+            return all_alive(survival, drafted)
         schedule = backend_for(survival.device, survival.dtype).prefix_lengths
         return schedule(survival, drafted, steps_per_second, load.prefill_tokens)

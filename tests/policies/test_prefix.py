@@ -11,7 +11,8 @@ import torch
 from deepspec.exact import rows
 from deepspec.exact.law import one_request
 from deepspec.interfaces import BuildContext
-from deepspec.policies.prefix import PrefixConfig, PrefixLength
+from deepspec.policies.prefix import PrefixLength
+from deepspec.policies.scheduling import CurveConfig
 from deepspec.testing import check_part
 from deepspec.types import Load
 from tests.exact.made_parts import Still, Told, built, constant_target
@@ -21,7 +22,7 @@ SURVIVAL = torch.tensor([[0.9, 0.5, 0.0], [0.8, 0.7, 0.6]])
 
 
 def policy(curve: Path | None = None) -> PrefixLength:
-    config = PrefixConfig(curve=None if curve is None else str(curve))
+    config = CurveConfig(curve=None if curve is None else str(curve))
     return PrefixLength(config, BuildContext(tiny_info(), 3))
 
 

@@ -1,0 +1,114 @@
+"""The prefix scheduler's walk on the lower hull of step time, a segment of it at a time.
+
+Step times of real machines have cliffs: a tile of a matrix product costs the same however full it is. At the foot
+of one no single token pays, so the prefix scheduler stops there for good. Here the walk asks at each corner of
+the hull whether the *whole* way to the next corner is expected to pay. What is expected is the past's: from the
+survival of the next token, which the walk may see, tokens fall off at the rate of past rounds. Once it sets out it
+admits all of them, so no token decides whether it is verified. On a convex curve every segment is one token
+long, nothing is expected, and the walk is the prefix scheduler's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deepspec.curves import SpsCurve
+from deepspec.kernels.schedule import UNIT, first_of, walk_order
+from deepspec.policies.scheduling import all_alive, step_speeds
+from deepspec.types import Load
+
+#: Relative difference of two slopes of a curve that count as one.
+_SAME = 1e-9
+_ROWS = 256
+
+
+def hull_corners(steps_per_second: Tensor) -> Tensor:
+    """Which points of a curve ``[L]`` lie on the lower convex hull of its step time: bool ``[L]``."""
+    times = 1 / steps_per_second
+    tokens = torch.arange(len(times), device=times.device)
+    found = []
+    for rows in tokens.split(_ROWS):
+        apart = (tokens - rows[:, None]).to(times.dtype)
+        slopes = (times - times[rows][:, None]) / torch.where(apart == 0, 1.0, apart)
+        before = torch.where(apart < 0, slopes, -torch.inf).amax(dim=1)
+        after = torch.where(apart > 0, slopes, torch.inf).amin(dim=1)
+        found.append(before <= after + _SAME * after.abs().nan_to_num(posinf=0.0))
+    return torch.cat(found)
+
+
+def hull_lengths(
+    survival: Tensor, drafted: Tensor, speed: Tensor, corners: Tensor, past_survival: tuple[float, ...]
+) -> Tensor:
+    """Verify lengths int64 ``[R]``.
+
+    Args:
+        survival: ``[R, G]``, never increasing along a row. drafted: int64 ``[R]``.
+        speed: float64 ``[R * G + 1]``, rounds per second with 0.. tokens admitted.
+        corners: bool, likewise: where the walk may stop and think.
+        past_survival: see :class:`deepspec.types.Load`; empty expects nothing of a token that is not seen.
+    """
+    num, num_draft = survival.shape
+    pairs = num * num_draft
+    keys, ordered = walk_order(survival, drafted, speed.dtype)
+    taken = UNIT - ordered // pairs
+    total = torch.cat([taken.new_full((1,), num * UNIT), taken]).cumsum(dim=0).to(speed.dtype)
+    last = drafted.sum(dim=0, keepdim=True)
+    places = torch.arange(pairs + 1, device=speed.device)
+    following = _next_corner(corners | (places == last), places)[:-1].minimum(last)
+    throughput = total * speed
+    pays = throughput[1:] > throughput[:-1]
+    ahead = following - places[:-1]
+    expected = total[:-1] + taken * _series(_fall(ordered, drafted, past_survival, speed.dtype), ahead)
+    sets_out = torch.where(ahead > 1, expected * speed[following] > throughput[:-1], pays)
+    sets_out |= ~corners[:-1] & (places[:-1] > 0)
+    crossed = (sets_out & (taken > 0)).to(torch.int64).cumprod(dim=0).sum(dim=0, keepdim=True)
+    goes_on = ((places[:-1] < crossed) | pays) & (taken > 0)
+    return first_of(keys, ordered, goes_on.to(torch.int64).cumprod(dim=0).sum(dim=0, keepdim=True))
+
+
+def _next_corner(corners: Tensor, places: Tensor) -> Tensor:
+    """For each place the first corner past it, the last place where there is none."""
+    at = torch.where(corners, places, len(places) - 1)
+    first = at.flip(0).cummin(dim=0).values.flip(0)
+    return torch.cat([first[1:], first[-1:]])
+
+
+def _fall(ordered: Tensor, drafted: Tensor, past_survival: tuple[float, ...], real: torch.dtype) -> Tensor:
+    """By what factor survival is expected to fall from one token of the walk to the next, at each place.
+
+    Where requests lose a share 1 - c of survival from each token to the next, the tokens of n requests in the
+    order of survival fall by c ** (1 / n). n are those that have tokens left.
+    """
+    num, pairs = len(drafted), len(ordered)
+    rate = past_survival[-1] ** (1 / len(past_survival)) if past_survival else 0.0
+    places = ordered % pairs
+    is_last = (places // num == drafted[places % num] - 1).to(torch.int64)
+    left = (drafted > 0).sum() - is_last.cumsum(dim=0) + is_last
+    return torch.full_like(left, rate, dtype=real) ** (1 / left.clamp(min=1))
+
+
+def _series(fall: Tensor, count: Tensor) -> Tensor:
+    """1 + f + f ** 2 + .. of ``count`` terms."""
+    several = (1 - fall**count) / (1 - fall).clamp(min=1e-12)
+    return torch.where(fall < 1, several, count.to(fall.dtype))
+
+
+class HullScheduler:
+    """:func:`hull_lengths` for the curve of a load, whose corners are found once; all without a curve."""
+
+    def __init__(self) -> None:
+        self._corners: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, survival: Tensor, drafted: Tensor, load: Load, curve: SpsCurve | None) -> Tensor:
+        """Verify lengths int64 ``[R]``; ``curve`` says what drafting takes."""
+        table, num_draft = load.steps_per_second, survival.shape[1]
+        if table is None or num_draft == 0:
+            return all_alive(survival, drafted)
+        if self._corners is None or self._corners[0] is not table:
+            self._corners = table, hull_corners(table)
+        pairs = survival.numel()
+        corners = self._corners[1][load.num_requests + load.prefill_tokens - 1 :][: pairs + 1]
+        corners = torch.nn.functional.pad(corners, (0, pairs + 1 - len(corners)), value=True)
+        speed = step_speeds(load, pairs, curve, num_draft)
+        return hull_lengths(survival, drafted, speed, corners, load.past_survival)

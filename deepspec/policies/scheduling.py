@@ -1,0 +1,42 @@
+"""What the schedulers share: the option that names a curve, and steps per second by admitted tokens."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor, arange
+from torch.nn.functional import pad
+
+from deepspec.curves import SpsCurve
+from deepspec.interfaces import PartConfig
+from deepspec.types import Load
+
+
+class CurveConfig(PartConfig):
+    """Options of a scheduler."""
+
+    curve: str | None = Field(
+        default=None, description="file of the SPS curve of this machine and target; null verifies everything"
+    )
+
+
+def read_curve(config: CurveConfig) -> SpsCurve | None:
+    """The curve that the options name; raises ConfigError for a file that holds none."""
+    return None if config.curve is None else SpsCurve.read(config.curve)
+
+
+def all_alive(survival: Tensor, drafted: Tensor) -> Tensor:
+    """Verify lengths of a scheduler without a curve: all that may survive, int64 ``[R]``."""
+    inside = arange(survival.shape[1], device=survival.device) < drafted[:, None]
+    return (inside & (survival > 0)).sum(dim=1)
+
+
+def step_speeds(load: Load, pairs: int, curve: SpsCurve | None, num_draft: int) -> Tensor:
+    """Rounds per second with 0..pairs drafted tokens admitted, drafting included: ``[pairs + 1]``.
+
+    0 past the end of the load's curve, so that nothing is admitted there.
+    """
+    assert load.steps_per_second is not None, "a schedule needs a curve"
+    window = load.steps_per_second[load.num_requests + load.prefill_tokens - 1 :][: pairs + 1]
+    seconds = 0.0 if curve is None else curve.draft_seconds(load.num_requests, num_draft)
+    speed = window if seconds == 0 else 1 / (1 / window + seconds)
+    return pad(speed, (0, pairs + 1 - len(speed)))

@@ -1,0 +1,165 @@
+"""Which drafts are accepted in a simulation: a stated model fitted to published accepted lengths, or recordings.
+
+The fitted model: the conditional acceptance of a request's position is logistic(level + request + round +
+position), normal terms, of which the round's is autocorrelated. The level of each class of text is fitted so that
+fixed drafts of 7 tokens have the published accepted length. Confidences are the conditional acceptances, so they
+are calibrated; what a head does not know of a token's chance makes no difference to a calibrated confidence, being
+part of the draw.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepspec.errors import ConfigError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+#: Accepted lengths of DSpark on Qwen3-4B at temperature 1, 7 drafted tokens, token rule (2607.05147): means of
+#: GSM8K, MATH and AIME25; of MBPP, HumanEval and LiveCodeBench; of MT-Bench, Alpaca and Arena-Hard.
+PUBLISHED_LENGTHS = {
+    "math": (6.11 + 5.70 + 4.89) / 3,
+    "code": (5.13 + 5.38 + 4.86) / 3,
+    "chat": (3.64 + 3.54 + 3.29) / 3,
+}
+FITTED_DRAFT_LENGTH = 7
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviations of the logit's terms, and how much of a round's a request keeps to the next.
+
+    The published AUC of confidences, .81 to .91 by position, asks for about what these give (docs/scheduling.md).
+    """
+
+    request: float = 0.7
+    round: float = 0.8
+    position: float = 1.5
+    kept: float = 0.8
+
+
+@dataclass(frozen=True)
+class DraftedRounds:
+    """A round of R requests.
+
+    Attributes:
+        conditional: confidences ``[R, G]`` in 0..1. accepted: int64 ``[R]`` in 0..G, if all were verified.
+    """
+
+    conditional: Floats
+    accepted: Ints
+
+
+class AcceptanceModel(ABC):
+    """What becomes of drafts; one object belongs to one simulation."""
+
+    @abstractmethod
+    def start(self, slots: Ints, classes: Ints) -> None:
+        """New requests, of these classes of text, in these slots."""
+
+    @abstractmethod
+    def round(self, slots: Ints) -> DraftedRounds:
+        """The next round of the requests in ``slots [R]``, as if all G tokens were drafted."""
+
+
+def fit_level(accepted_length: float, spread: Spread, draft_length: int = FITTED_DRAFT_LENGTH) -> float:
+    """The level at which fixed drafts have this accepted length, bonus included; raises ConfigError at none."""
+    if not 1 < accepted_length < draft_length + 1:
+        raise ConfigError(
+            f"accepted length {accepted_length} of {draft_length} drafted tokens; allowed is "
+            f"between 1 and {draft_length + 1}"
+        )
+    low, high = -20.0, 20.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = mean_length(middle, spread, draft_length) > accepted_length
+        low, high = (low, middle) if above else (middle, high)
+    return low
+
+
+def mean_length(level: float, spread: Spread, draft_length: int) -> float:
+    """Accepted length of fixed drafts, by quadrature: within a round positions are independent."""
+    points, weights = np.polynomial.hermite_e.hermegauss(41)
+    weights = weights / weights.sum()
+    shared = level + points * np.hypot(spread.request, spread.round)
+    rates = logistic(shared[:, None] + spread.position * points) @ weights
+    return float(weights @ (rates[:, None] ** np.arange(draft_length + 1)).sum(axis=1))
+
+
+class FittedAcceptance(AcceptanceModel):
+    """The logistic model for classes of text of these accepted lengths."""
+
+    def __init__(
+        self,
+        lengths: Sequence[float],
+        num_slots: int,
+        draft_length: int,
+        seed: int,
+        spread: Spread | None = None,
+    ) -> None:
+        self._spread, self._draft_length = spread or Spread(), draft_length
+        self._levels = np.array([fit_level(length, self._spread) for length in lengths])
+        self._random = np.random.default_rng(seed)
+        self._base, self._round = np.zeros(num_slots), np.zeros(num_slots)
+
+    def start(self, slots: Ints, classes: Ints) -> None:
+        """See :class:`AcceptanceModel`."""
+        drawn = self._random.standard_normal((2, len(slots)))
+        self._base[slots] = self._levels[classes] + self._spread.request * drawn[0]
+        self._round[slots] = drawn[1]
+
+    def round(self, slots: Ints) -> DraftedRounds:
+        """See :class:`AcceptanceModel`."""
+        spread, num = self._spread, len(slots)
+        drawn = self._random.standard_normal((num, self._draft_length + 1))
+        here = spread.kept * self._round[slots] + np.sqrt(1 - spread.kept**2) * drawn[:, 0]
+        self._round[slots] = here
+        shared = self._base[slots] + spread.round * here
+        conditional = logistic(shared[:, None] + spread.position * drawn[:, 1:])
+        passes = self._random.random(conditional.shape) < conditional
+        return DraftedRounds(conditional, np.logical_and.accumulate(passes, axis=1).sum(axis=1))
+
+
+class RecordedAcceptance(AcceptanceModel):
+    """Rounds resampled from recordings of rounds that verified everything.
+
+    Args:
+        confidences: ``[N, G]`` calibrated conditional acceptances. accepted: int64 ``[N]``.
+
+    Raises ConfigError for shapes that do not fit, and values out of range.
+    """
+
+    def __init__(self, confidences: Floats, accepted: Ints, seed: int) -> None:
+        if confidences.ndim != 2 or len(confidences) == 0 or accepted.shape != confidences.shape[:1]:
+            raise ConfigError(
+                f"recorded rounds have confidences {list(confidences.shape)} and accepted {list(accepted.shape)}; "
+                "give [N, G] and [N], N at least 1"
+            )
+        wrong = ~((confidences >= 0) & (confidences <= 1)).all(axis=1)
+        wrong |= (accepted < 0) | (accepted > confidences.shape[1])
+        if wrong.any():
+            first = int(wrong.argmax())
+            raise ConfigError(
+                f"recorded round {first} has confidences {confidences[first].tolist()} and {accepted[first]} "
+                f"accepted; allowed are 0..1 and 0..{confidences.shape[1]}"
+            )
+        self._rounds, self._random = DraftedRounds(confidences, accepted), np.random.default_rng(seed)
+
+    def start(self, slots: Ints, classes: Ints) -> None:
+        """See :class:`AcceptanceModel`; recordings have no classes."""
+
+    def round(self, slots: Ints) -> DraftedRounds:
+        """See :class:`AcceptanceModel`."""
+        drawn = self._random.integers(0, len(self._rounds.accepted), len(slots))
+        return DraftedRounds(self._rounds.conditional[drawn], self._rounds.accepted[drawn])
+
+
+def logistic(logits: Floats) -> Floats:
+    """1 / (1 + exp(-x))."""
+    return 1 / (1 + np.exp(-logits))

@@ -163,11 +163,6 @@ class Sampling:
     any_greedy: bool
     unit: bool
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the logits are taken as they are: temperature 1 and no truncation anywhere."""
-        return self.unit and self.top_k is None and self.top_p is None and self.min_p is None
-
 
 @dataclass(frozen=True)
 class Draft:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from deepspec.cli import check, compare, config, doctor, evaluate, generate, plugins, runs, train
+from deepspec.cli import check, compare, config, doctor, evaluate, generate, plugins, runs, simulate, train
 from deepspec.cli.failures import report_failures
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("generate")(generate.generate)
+app.command("simulate")(simulate.simulate)
 app.command("check")(check.check)
 app.command("runs")(runs.runs)
 app.add_typer(plugins.app, name="plugins")

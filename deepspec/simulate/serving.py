@@ -1,7 +1,7 @@
-"""The simulated engine: slots, chunked prompts, rounds of drafting and verifying, and a clock that a curve drives.
+"""The simulated engine: slots, chunked prompts, rounds, and a clock that a curve drives.
 
-A step is what the engine's is: prompt chunks and verify rows in one target pass of B tokens, 1 / SPS(B) seconds
-long, after the time that drafting takes. All requests of a step are one array.
+A step is what the engine's is: prompt chunks and verify rows in one target pass of B tokens, 1 / SPS(B)
+seconds long, after the time that drafting takes. All requests of a step are one array.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Served:
     Attributes:
         tokens_per_s: of all requests together. tokens_per_s_per_user: of one while it decodes, the mean.
         verify_budget: tokens of a decoding request in a target step, its anchor counted: 1 + verify length.
-        tbt_ms_p50, tbt_ms_p99: time between tokens: a round's time over what a request gained in it, quantiles
+        tbt_ms_p50, tbt_ms_p99: time between tokens: a round's time over what a request gained in it,
+        quantiles
             over tokens.
         accepted_length: tokens gained in a round, bonus included. draft_length: drafted in a round.
         num_steps: how many were counted.
@@ -94,7 +95,9 @@ class _Simulation:
         self.requests, self.chunk, self.foresees = requests, prefill_chunk, foresees
         policy.curve = curve
         self.most = policy.context.draft_length
-        self.speeds = torch.tensor(curve.table(num_slots * (1 + self.most) + prefill_chunk), dtype=torch.float64)
+        self.speeds = torch.tensor(
+            curve.table(num_slots * (1 + self.most) + prefill_chunk), dtype=torch.float64
+        )
         self.times = 1 / self.speeds.numpy()
         self.history, self.survivals = RoundHistory(self.most), deque[Tensor](maxlen=2)
         self.owner = np.full(num_slots, -1)
@@ -142,7 +145,10 @@ class _Simulation:
         self.next += count
         of = numbers % len(self.requests.classes)
         self.owner[slots] = numbers
-        self.prompt[slots], self.output[slots] = self.requests.prompt_tokens[of], self.requests.output_tokens[of]
+        self.prompt[slots], self.output[slots] = (
+            self.requests.prompt_tokens[of],
+            self.requests.output_tokens[of],
+        )
         self.acceptance.start(slots, self.requests.classes[of])
 
     def _read_prompts(self) -> int:
@@ -201,9 +207,7 @@ class _Simulation:
         )
 
 
-def _quantiles(
-    values: NDArray[np.float64], weights: NDArray[np.int64], at: tuple[float, ...]
-) -> list[float]:
+def _quantiles(values: NDArray[np.float64], weights: NDArray[np.int64], at: tuple[float, ...]) -> list[float]:
     """Of values that count ``weights`` times each."""
     order = values.argsort()
     total = weights[order].cumsum()

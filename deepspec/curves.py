@@ -17,7 +17,7 @@ from deepspec.validation import explain
 
 
 class DraftCost(BaseModel):
-    """Time that drafting takes, which no curve of the target's steps holds; nothing when nothing is drafted."""
+    """Time that drafting takes, beside the target's steps; none when nothing is drafted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

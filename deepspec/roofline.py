@@ -1,8 +1,8 @@
 """An SPS curve for a machine that is not at hand, from its bandwidth and arithmetic: a roofline model.
 
-A step reads the weights it needs and the keys and values of every running request, and computes 2 operations for
-each active weight and token. Reading and computing overlap in part, and a step has a fixed overhead. Nothing is
-measured: peak numbers, no contention, one context length. Curves made here say ``modelled``.
+A step reads the weights it needs and the keys and values of every running request, and computes 2 operations
+for each active weight and token. Reading and computing overlap in part, and a step has a fixed overhead.
+Nothing is measured: peak numbers, no contention, one context length. Curves made here say ``modelled``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deepspec.curves import DraftCost, SpsCurve
 
@@ -59,9 +60,10 @@ HARDWARE = {
     "h100": Hardware("NVIDIA H100", bandwidth=3.35e12, flops=989e12),
 }
 
-#: Shapes of published dense models. ``4b``: 36 layers of 2,560 with 8 key/value heads of 128, 16-bit (Qwen3-4B).
-#: ``70b``: 80 layers of 8,192 with 8 key/value heads of 128, 8-bit weights and keys, 16-bit arithmetic
-#: (Llama-3-70B). The drafter is five of the target's layers, its readout, and a head of rank 256 in 16 bits.
+#: Shapes of published dense models. ``4b``: 36 layers of 2,560 with 8 key/value heads of 128, 16-bit
+#: (Qwen3-4B). ``70b``: 80 layers of 8,192 with 8 key/value heads of 128, 8-bit weights and keys, 16-bit
+#: arithmetic (Llama-3-70B). The drafter is five of the target's layers, its readout, and a head of rank 256
+#: in 16 bits.
 TARGETS = {
     "4b": TargetShape("4b class", 4.0e9, 4.0e9, 8.0e9, 147_456, 0.9e9, 1.8e9, 78e6),
     "70b": TargetShape("70b class", 70e9, 70e9, 70e9, 163_840, 5.4e9, 10.8e9, 66e6),
@@ -76,11 +78,11 @@ def roofline_curve(
     Args:
         num_requests: whose keys and values every step reads. context_length: their mean number of positions.
 
-    Step time is ``overhead + max(reading, computing) + (1 - overlap) * min(reading, computing)``; of a mixture of
-    experts B tokens read the share 1 - (1 - active / all) ** B of the weights.
+    Step time is ``overhead + max(reading, computing) + (1 - overlap) * min(reading, computing)``; of a
+    mixture of experts B tokens read the share 1 - (1 - active / all) ** B of the weights.
     """
     tokens = _grid(most_tokens, _ridge(hardware, target, num_requests, context_length))
-    unread = (1 - target.active_params / target.params) ** tokens
+    unread = np.float64(1 - target.active_params / target.params) ** tokens
     reading = _read_s(hardware, target, num_requests, context_length, 1 - unread)
     computing = 2 * target.active_params * tokens / hardware.flops
     longer, shorter = np.maximum(reading, computing), np.minimum(reading, computing)
@@ -111,8 +113,8 @@ def _read_s(
     target: TargetShape,
     num_requests: int,
     context_length: float,
-    share: np.typing.NDArray[np.float64] | float = 1.0,
-) -> np.typing.NDArray[np.float64]:
+    share: NDArray[np.float64] | float = 1.0,
+) -> NDArray[np.float64]:
     held = num_requests * context_length * target.kv_bytes
     return np.asarray((target.weight_bytes * share + held) / hardware.bandwidth)
 
@@ -123,7 +125,7 @@ def _ridge(hardware: Hardware, target: TargetShape, num_requests: int, context_l
     return float(_read_s(hardware, target, num_requests, context_length)) / per_token
 
 
-def _grid(most_tokens: int, ridge: float) -> np.typing.NDArray[np.int64]:
+def _grid(most_tokens: int, ridge: float) -> NDArray[np.int64]:
     """Powers of two and the kink of a dense model's roofline, between which its step time is straight."""
     powers = 2 ** np.arange(int(most_tokens).bit_length())
     kink = np.clip([int(ridge), int(ridge) + 1], 1, most_tokens)

@@ -232,11 +232,11 @@ class Load:
         prefill_tokens: prompt tokens in the same target step; they count in B.
         steps_per_second: float64 ``[L]``, the policy's SPS curve at B = 1..L on its device; None without one.
         past_survival: the past's P(accepted >= j) for j = 1..G, host side; empty before the first verdict.
-        past_verified, past_accepted: verify length and accepted tokens of a request, means over the same
-            past rounds, of those in which something was drafted.
-        rounds_skipped: rounds since one in which something was drafted.
-        earlier_survival: ``[R', G']``, survival of all that was drafted two drafting rounds before, on device;
-            None where there was no such round.
+        past_verified, past_accepted: of past rounds that drafted all G tokens, the share of requests of which
+            at least j were verified, and accepted, for j = 1..G; empty without such a round.
+        rounds_short: rounds since one that drafted all G tokens.
+        earlier_survival: ``[R', G']``, survival of all that was drafted two drafting rounds before, on the
+            device; None where there was no such round.
 
     All but the first three are of past rounds alone, so that a policy may decide anything by them.
     """
@@ -245,7 +245,7 @@ class Load:
     prefill_tokens: int = 0
     steps_per_second: Tensor | None = None
     past_survival: tuple[float, ...] = ()
-    past_verified: float = 0.0
-    past_accepted: float = 0.0
-    rounds_skipped: int = 0
+    past_verified: tuple[float, ...] = ()
+    past_accepted: tuple[float, ...] = ()
+    rounds_short: int = 0
     earlier_survival: Tensor | None = None

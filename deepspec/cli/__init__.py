@@ -12,7 +12,19 @@ from typing import Annotated
 
 import typer
 
-from deepspec.cli import calibrate, check, compare, config, doctor, evaluate, generate, plugins, runs, train
+from deepspec.cli import (
+    calibrate,
+    check,
+    compare,
+    config,
+    doctor,
+    evaluate,
+    generate,
+    plugins,
+    runs,
+    simulate,
+    train,
+)
 from deepspec.cli.failures import report_failures
 
 app = typer.Typer(
@@ -47,6 +59,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("calibrate")(calibrate.calibrate)
 app.command("compare")(compare.compare)
 app.command("generate")(generate.generate)
+app.command("simulate")(simulate.simulate)
 app.command("check")(check.check)
 app.command("runs")(runs.runs)
 app.add_typer(plugins.app, name="plugins")

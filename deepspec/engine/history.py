@@ -22,8 +22,8 @@ class RoundHistory:
 
     def __init__(self, draft_length: int) -> None:
         self._tried, self._passed = np.zeros(draft_length), np.zeros(draft_length)
-        self._requests = self._verified = self._accepted = 0.0
-        self._skipped = 0
+        self._verified, self._accepted = np.zeros(draft_length), np.zeros(draft_length)
+        self._requests, self._short = 0.0, 0
 
     def observe(self, accepted: NDArray[np.int64], verified: NDArray[np.int64], num_draft: int) -> None:
         """Take in a round of R requests that drafted ``num_draft`` tokens; int64 ``[R]`` each.
@@ -32,17 +32,15 @@ class RoundHistory:
         refusal or a verify length was not, and counts neither way. A position that no request tried keeps
         what it has.
         """
-        if num_draft == 0 or len(accepted) == 0:
-            self._skipped += 1
-            return
-        self._skipped = 0
-        passed = _at_least(accepted, len(self._tried))
-        tried = _at_least(np.minimum(accepted + 1, verified), len(self._tried))
+        longest = len(self._tried)
+        self._short = 0 if num_draft == longest else self._short + 1
+        passed, tried = _at_least(accepted, longest), _at_least(np.minimum(accepted + 1, verified), longest)
         keep = np.where(tried > 0, KEPT, 1.0)
         self._tried, self._passed = keep * self._tried + tried, keep * self._passed + passed
-        self._requests = KEPT * self._requests + len(accepted)
-        self._verified = KEPT * self._verified + float(verified.sum())
-        self._accepted = KEPT * self._accepted + float(accepted.sum())
+        if num_draft == longest:
+            self._requests = KEPT * self._requests + len(accepted)
+            self._verified = KEPT * self._verified + _at_least(verified, longest)
+            self._accepted = KEPT * self._accepted + passed
 
     def survival(self) -> tuple[float, ...]:
         """P(accepted >= j) for j = 1..G; empty while position 1 was never tried.
@@ -59,14 +57,14 @@ class RoundHistory:
 
     def load(self, num_requests: int, prefill_tokens: int) -> Load:
         """What a policy may know of the next round's past, beside its R and prompt tokens."""
-        requests = max(self._requests, 1.0)
+        requests = self._requests
         return Load(
             num_requests,
             prefill_tokens,
             past_survival=self.survival(),
-            past_verified=self._verified / requests,
-            past_accepted=self._accepted / requests,
-            rounds_skipped=self._skipped,
+            past_verified=tuple((self._verified / requests).tolist()) if requests else (),
+            past_accepted=tuple((self._accepted / requests).tolist()) if requests else (),
+            rounds_short=self._short,
         )
 
 

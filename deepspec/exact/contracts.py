@@ -103,15 +103,15 @@ def _load(num: int, curve: Tensor | None, num_draft: int, generator: torch.Gener
     if int(torch.randint(0, 3, (), generator=generator)) == 0:
         return Load(num, 0, curve)
     rates = torch.rand(3, num_draft, generator=generator, dtype=torch.float64)
-    verified = float(num_draft * rates[1, 0])
+    verified = rates[1].cumprod(dim=0)
     return Load(
         num,
         0,
         curve,
         past_survival=tuple(rates[0].cumprod(dim=0).tolist()),
-        past_verified=verified,
-        past_accepted=verified * float(rates[1, 1]),
-        rounds_skipped=int(100 * rates[1, 2]),
+        past_verified=tuple(verified.tolist()),
+        past_accepted=tuple((rates[0].cumprod(dim=0) * verified).tolist()),
+        rounds_short=int(100 * rates[0, 0]),
         earlier_survival=rates[2:].sqrt().cumprod(dim=1),
     )
 

@@ -239,8 +239,8 @@ def toy_load(num_requests: int) -> Load:
         num_requests,
         steps_per_second=100 / (1 + tokens / 2),
         past_survival=(0.8, 0.7, 0.5),
-        past_verified=1.5,
-        past_accepted=1.1,
+        past_verified=(0.8, 0.5, 0.2),
+        past_accepted=(0.7, 0.3, 0.1),
         earlier_survival=torch.tensor([[0.9, 0.4, 0.1]], dtype=torch.float64),
     )
 

@@ -1,11 +1,11 @@
 """The prefix scheduler's walk on the lower hull of step time, a segment of it at a time.
 
-Step times of real machines have cliffs: a tile of a matrix product costs the same however full it is. At the foot
-of one no single token pays, so the prefix scheduler stops there for good. Here the walk asks at each corner of
-the hull whether the *whole* way to the next corner is expected to pay. What is expected is the past's: from the
-survival of the next token, which the walk may see, tokens fall off at the rate of past rounds. Once it sets out it
-admits all of them, so no token decides whether it is verified. On a convex curve every segment is one token
-long, nothing is expected, and the walk is the prefix scheduler's.
+Step times of real machines have cliffs: a tile of a matrix product costs the same however full it is. At the
+foot of one no single token pays, so the prefix scheduler stops there for good. Here the walk asks at each
+corner of the hull whether the *whole* way to the next corner is expected to pay. What is expected is the
+past's: from the survival of the next token, which the walk may see, tokens fall off at the rate of past
+rounds. Once it sets out it admits all of them, so no token decides whether it is verified. On a convex curve
+every segment is one token long, nothing is expected, and the walk is the prefix scheduler's.
 """
 
 from __future__ import annotations
@@ -100,8 +100,16 @@ class HullScheduler:
     def __init__(self) -> None:
         self._corners: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, survival: Tensor, drafted: Tensor, load: Load, curve: SpsCurve | None) -> Tensor:
-        """Verify lengths int64 ``[R]``; ``curve`` says what drafting takes."""
+    def __call__(
+        self,
+        survival: Tensor,
+        drafted: Tensor,
+        load: Load,
+        curve: SpsCurve | None,
+        *,
+        counts_prompts: bool = True,
+    ) -> Tensor:
+        """Verify lengths int64 ``[R]``; ``curve`` says what drafting takes. See :func:`step_speeds`."""
         table, num_draft = load.steps_per_second, survival.shape[1]
         if table is None or num_draft == 0:
             return all_alive(survival, drafted)
@@ -110,5 +118,5 @@ class HullScheduler:
         pairs = survival.numel()
         corners = self._corners[1][load.num_requests + load.prefill_tokens - 1 :][: pairs + 1]
         corners = torch.nn.functional.pad(corners, (0, pairs + 1 - len(corners)), value=True)
-        speed = step_speeds(load, pairs, curve, num_draft)
+        speed = step_speeds(load, pairs, curve, num_draft, counts_prompts=counts_prompts)
         return hull_lengths(survival, drafted, speed, corners, load.past_survival)

@@ -30,13 +30,20 @@ def all_alive(survival: Tensor, drafted: Tensor) -> Tensor:
     return (inside & (survival > 0)).sum(dim=1)
 
 
-def step_speeds(load: Load, pairs: int, curve: SpsCurve | None, num_draft: int) -> Tensor:
+def step_speeds(
+    load: Load, pairs: int, curve: SpsCurve | None, num_draft: int, *, counts_prompts: bool = True
+) -> Tensor:
     """Rounds per second with 0..pairs drafted tokens admitted, drafting included: ``[pairs + 1]``.
 
-    0 past the end of the load's curve, so that nothing is admitted there.
+    0 past the end of the load's curve, so that nothing is admitted there. Without ``counts_prompts`` a
+    round's time is less by what its prompt tokens take by themselves: T(B) - T(R + prompts) + T(R).
     """
-    assert load.steps_per_second is not None, "a schedule needs a curve"
-    window = load.steps_per_second[load.num_requests + load.prefill_tokens - 1 :][: pairs + 1]
-    seconds = 0.0 if curve is None else curve.draft_seconds(load.num_requests, num_draft)
-    speed = window if seconds == 0 else 1 / (1 / window + seconds)
+    table, num = load.steps_per_second, load.num_requests
+    assert table is not None, "a schedule needs a curve"
+    window = table[num + load.prefill_tokens - 1 :][: pairs + 1]
+    seconds = 0.0 if curve is None else curve.draft_seconds(num, num_draft)
+    if counts_prompts or load.prefill_tokens == 0:
+        speed = window if seconds == 0 else 1 / (1 / window + seconds)
+    else:
+        speed = 1 / (1 / window - 1 / window[:1] + 1 / table[num - 1] + seconds)
     return pad(speed, (0, pairs + 1 - len(speed)))

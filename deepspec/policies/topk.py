@@ -1,9 +1,9 @@
-"""Verify the K likeliest tokens, K being known before the step: the asynchronous variant of the prefix scheduler.
+"""Verify the K likeliest tokens, K being known before the step: the asynchronous prefix scheduler.
 
 For engines that must size a step's batch before this round's confidences are there (DSpark, 2607.05147). The
-budget comes from confidences two rounds old, so it may be searched without constraint, over cliffs of the curve
-too; this round's confidences only say which K tokens, walking from the likeliest down. Exact, given that each
-round draws its drafts with fresh noise.
+budget comes from confidences two rounds old, so it may be searched without constraint, over cliffs of the
+curve too; this round's confidences only say which K tokens, walking from the likeliest down. Exact, given
+that each round draws its drafts with fresh noise.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def search_budget(earlier: Tensor, num_requests: int, speed: Tensor) -> Tensor:
     """The K whose expected tokens per second is best: int64 ``[1]``.
 
     Args:
-        earlier: survival ``[R', G']`` of another round; where R' is not R, each of its sorted tokens stands for
-            R / R' of this round's.
+        earlier: survival ``[R', G']`` of another round; where R' is not R, each of its sorted tokens stands
+            for R / R' of this round's.
         num_requests: R.
         speed: ``[n + 1]``, steps per second with 0..n tokens admitted.
     """

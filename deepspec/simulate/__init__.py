@@ -1,7 +1,7 @@
 """A serving simulator: length policies under load, on a curve, without a model.
 
-It drives the very policies that an engine drives; what a machine does is an SPS curve, and what becomes of drafts
-is an acceptance model.
+It drives the very policies that an engine drives; what a machine does is an SPS curve, and what becomes of
+drafts is an acceptance model.
 """
 
 from deepspec.simulate.acceptance import AcceptanceModel, DraftedRounds, FittedAcceptance, RecordedAcceptance

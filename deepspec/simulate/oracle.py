@@ -1,7 +1,7 @@
 """An upper bound, for simulations and tests only: it knows this round's confidences before it drafts.
 
-It searches all draft lengths and all numbers of tokens for the most expected tokens per second, looking at whatever
-it likes; verifying by it would bias the output, so it is not registered.
+It searches all draft lengths and all numbers of tokens for the most expected tokens per second, looking at
+whatever it likes; verifying by it would bias the output, so it is not registered.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from deepspec.types import Load
 
 
 class OracleLength(LengthPolicy):
-    """For a given number of tokens of drafts of a given length, those of the highest survival are the best."""
+    """For a number of tokens out of drafts of one length, those of the highest survival are the best."""
 
     name = "oracle"
     needs_curve: ClassVar[bool] = True
@@ -28,6 +28,7 @@ class OracleLength(LengthPolicy):
         num, num_draft = survival.shape
         ordered, places = survival.flatten().sort(descending=True, stable=True)
         times = 1 / load.steps_per_second[num + load.prefill_tokens - 1 :]
+        times = times - times[0] + 1 / load.steps_per_second[num - 1]  # prompts have to be read anyhow
         best, found = float(num / times[0]), torch.zeros_like(drafted)
         for length in range(1, num_draft + 1):
             kept = places % num_draft < length

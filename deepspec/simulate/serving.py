@@ -1,7 +1,7 @@
-"""The simulated engine: slots, chunked prompts, rounds of drafting and verifying, and a clock that a curve drives.
+"""The simulated engine: slots, chunked prompts, rounds, and a clock that a curve drives.
 
-A step is what the engine's is: prompt chunks and verify rows in one target pass of B tokens, 1 / SPS(B) seconds
-long, after the time that drafting takes. All requests of a step are one array.
+A step is what the engine's is: prompt chunks and verify rows in one target pass of B tokens, 1 / SPS(B)
+seconds long, after the time that drafting takes. All requests of a step are one array.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Served:
     Attributes:
         tokens_per_s: of all requests together. tokens_per_s_per_user: of one while it decodes, the mean.
         verify_budget: tokens of a decoding request in a target step, its anchor counted: 1 + verify length.
-        tbt_ms_p50, tbt_ms_p99: time between tokens: a round's time over what a request gained in it, quantiles
+        tbt_ms_p50, tbt_ms_p99: time between tokens: a round's time over what a request gained in it,
+        quantiles
             over tokens.
         accepted_length: tokens gained in a round, bonus included. draft_length: drafted in a round.
         num_steps: how many were counted.

@@ -15,7 +15,7 @@ from deepspec.simulate.acceptance import PUBLISHED_LENGTHS
 
 @dataclass(frozen=True)
 class Workload:
-    """Shares of the classes, which need not sum to 1, and mean lengths; lengths are exponential, at least 1."""
+    """Shares of the classes, which need not sum to 1; lengths are exponential of these means, at least 1."""
 
     shares: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PUBLISHED_LENGTHS, 1.0))
     prompt_tokens: float = 512
@@ -50,8 +50,8 @@ class Requests:
     """N requests in the order of their coming, and again from the first after the last.
 
     Attributes:
-        classes, prompt_tokens, output_tokens: int64 ``[N]``.
-        arrivals: seconds, ascending, float64 ``[N]``; None where one comes whenever a slot is free, without end.
+        classes, prompt_tokens, output_tokens: int64 ``[N]``. arrivals: seconds, ascending, float64 ``[N]``;
+        None where one comes whenever a slot is free, without end.
     """
 
     classes: NDArray[np.int64]
@@ -87,7 +87,7 @@ def open_loop(workload: Workload, arrivals: NDArray[np.float64], seed: int) -> R
 
 
 def arrival_times(given: str, num: int, seed: int) -> NDArray[np.float64] | None:
-    """``closed`` (None), ``poisson:RATE``, ``bursts:RATE:SIZE`` (requests a second), or a JSON file of seconds.
+    """``closed`` (None), ``poisson:RATE``, ``bursts:RATE:SIZE`` (a second), or a JSON file of seconds.
 
     Raises ConfigError for anything else.
     """
@@ -105,8 +105,8 @@ def arrival_times(given: str, num: int, seed: int) -> NDArray[np.float64] | None
         return np.array(json.loads(Path(given).read_text(encoding="utf-8")), dtype=np.float64).reshape(-1)
     except OSError as error:
         raise ConfigError(
-            f"arrivals {given!r} are none; allowed are closed, poisson:RATE, bursts:RATE:SIZE and a JSON file "
-            f"of seconds ({error.strerror})"
+            f"arrivals {given!r} are none; allowed are closed, poisson:RATE, bursts:RATE:SIZE and a JSON "
+            f"file of seconds ({error.strerror})"
         ) from error
     except (ValueError, TypeError) as error:
         raise ConfigError(f"arrivals file {given} holds no JSON list of seconds: {error}") from error

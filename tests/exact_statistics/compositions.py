@@ -54,8 +54,8 @@ def tiny_target(vocab_size: int, dtype: torch.dtype = torch.float64, **changes: 
 
 def build(info: TargetInfo, name: str, draft_length: int, dtype: torch.dtype, **parts: Any) -> Parts:
     """A registered strategy for ``info`` with random weights, none of them zero."""
-    if parts.get("policy") == "prefix":
-        parts["policy"] = {"type": "prefix", "curve": str(CURVE)}
+    if parts.get("policy") in ("prefix", "topk", "cliff", "frugal"):
+        parts["policy"] = {"type": parts["policy"], "curve": str(CURVE)}
     changes = {"head": {"confidence": "linear"}, **parts}
     strategy = Strategy.named(name, _MANAGER).replace(draft_length=draft_length, **changes)
     torch.manual_seed(1)

@@ -144,7 +144,7 @@ def test_policies_wait_for_nothing(info: TargetInfo, policy: str) -> None:
     survival = torch.rand(NUM_REQUESTS, DRAFT_LENGTH).cumprod(dim=1)
     drafted = torch.full((NUM_REQUESTS,), DRAFT_LENGTH)
     curve = 100 / (1 + torch.arange(1, 20, dtype=torch.float64))
-    past = {"past_survival": (0.8, 0.6), "past_verified": 1.5, "past_accepted": 1.0}
+    past = {"past_survival": (0.8, 0.6), "past_verified": (0.9, 0.6), "past_accepted": (0.7, 0.3)}
     load = Load(NUM_REQUESTS, 5, curve, **past, earlier_survival=torch.rand(2, 2).cumprod(dim=1))
     assert _build(info, policy=policy).policy.lengths(survival, drafted, load).shape == (NUM_REQUESTS,)
 

@@ -1,4 +1,4 @@
-"""What length policies are worth under simulated load: an H200's roofline, smooth and by tiles, 4B and 70B classes.
+"""What length policies are worth under simulated load, on an H200's roofline, smooth and by tiles.
 
 Acceptance is the model fitted to published accepted lengths. Every policy serves the same requests; best
 fixed is the best of drafting 0, 1, 2, 4 or 7 tokens each round. The oracle knows confidences before it
@@ -47,15 +47,17 @@ def curve_of(target: str, concurrency: int, tile: int = 1) -> SpsCurve:
 
 
 def run(name: str, curve: SpsCurve, concurrency: int, num_steps: int) -> dict[str, Any]:
-    is_oracle = name == "oracle" policy = OracleLength(PartConfig(), context(DRAFT_LENGTH)) if is_oracle else
-    build_policy(name, DRAFT_LENGTH) served = serve_point(
+    foresees = name == "oracle"
+    made = OracleLength(PartConfig(), context(DRAFT_LENGTH)) if foresees else None
+    policy = made or build_policy(name, DRAFT_LENGTH)
+    served = serve_point(
         policy,
         curve,
         Workload(),
         concurrency=concurrency,
         num_steps=num_steps,
         seed=SEED,
-        foresees=is_oracle,
+        foresees=foresees,
     )
     return {key: round(value, 4) for key, value in asdict(served).items()}
 

@@ -134,7 +134,7 @@ def _grid(most_tokens: int, ridge: float) -> NDArray[np.int64]:
 
 
 def tiled(curve: SpsCurve, tile: int, most_tokens: int) -> SpsCurve:
-    """The same machine where a step takes as long as one of the next multiple of ``tile`` tokens: a staircase.
+    """The same machine where a step takes as long as one of the next multiple of ``tile`` tokens: stairs.
 
     Matrix products go by tiles of 64 to 256 rows on a GPU, and published step times show such stairs. Raises
     ConfigError for a tile that is none.

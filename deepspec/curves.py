@@ -6,6 +6,7 @@ A curve file is JSON: ``{"schema": 1, "verify_tokens": [..], "steps_per_s": [..]
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
@@ -83,6 +84,14 @@ class SpsCurve(BaseModel):
     def is_flat(self) -> bool:
         """Whether more tokens are never slower, so that a scheduler has no reason to leave any out."""
         return max(self.steps_per_s) <= self.steps_per_s[-1]
+
+    @cached_property
+    def is_convex(self) -> bool:
+        """Whether each further token takes at least as long as the one before, so that there is no cliff."""
+        points = [(b, 1 / speed) for b, speed in zip(self.verify_tokens, self.steps_per_s, strict=True)]
+        slopes = [(slow - fast) / (high - low) for (low, fast), (high, slow) in pairwise(points)]
+        slopes = [*([0.0] if points[0][0] > 1 else []), *slopes, points[-1][1] / points[-1][0]]
+        return all(after >= before - 1e-9 * abs(before) for before, after in pairwise(slopes))
 
     def draft_seconds(self, num_requests: int, num_draft: int) -> float:
         """Seconds to draft ``num_draft`` tokens for each of R requests; 0 where the curve does not say."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepspec.curves import DraftCost, SpsCurve
+from deepspec.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -130,3 +131,23 @@ def _grid(most_tokens: int, ridge: float) -> NDArray[np.int64]:
     powers = 2 ** np.arange(int(most_tokens).bit_length())
     kink = np.clip([int(ridge), int(ridge) + 1], 1, most_tokens)
     return np.unique([*powers, *kink, most_tokens])
+
+
+def tiled(curve: SpsCurve, tile: int, most_tokens: int) -> SpsCurve:
+    """The same machine where a step takes as long as one of the next multiple of ``tile`` tokens: stairs.
+
+    Matrix products go by tiles of 64 to 256 rows on a GPU, and published step times show such stairs. Raises
+    ConfigError for a tile that is none.
+    """
+    if tile < 1:
+        raise ConfigError(f"tile is {tile}; allowed is an integer >= 1")
+    whole = curve.table(-(-most_tokens // tile) * tile)
+    starts = range(1, most_tokens + 1, tile)
+    points = sorted({(b, whole[start + tile - 2]) for start in starts for b in (start, start + tile - 1)})
+    return curve.model_copy(
+        update={
+            "verify_tokens": tuple(b for b, _ in points),
+            "steps_per_s": tuple(speed for _, speed in points),
+            "modelled": True,
+        }
+    )

@@ -38,11 +38,16 @@ def prefix_lengths(
     if num_draft == 0:
         return torch.zeros_like(drafted)
     pairs = num * num_draft
-    keys, ordered = walk_order(survival, drafted, steps_per_second.dtype)
-    taken = UNIT - ordered // pairs
-    expected = torch.cat([taken.new_full((1,), num * UNIT), taken]).cumsum(dim=0)
     window = steps_per_second[num + prefill_tokens - 1 :][: pairs + 1]
-    speed = torch.nn.functional.pad(window, (0, pairs + 1 - len(window)))
+    return prefix_walk(survival, drafted, torch.nn.functional.pad(window, (0, pairs + 1 - len(window))))
+
+
+def prefix_walk(survival: Tensor, drafted: Tensor, speed: Tensor) -> Tensor:
+    """:func:`prefix_lengths` by the speed with 0..R*G drafted tokens admitted, ``[R * G + 1]``; G >= 1."""
+    pairs = survival.numel()
+    keys, ordered = walk_order(survival, drafted, speed.dtype)
+    taken = UNIT - ordered // pairs
+    expected = torch.cat([taken.new_full((1,), len(survival) * UNIT), taken]).cumsum(dim=0)
     throughput = expected.to(speed.dtype) * speed
     pays = (throughput[1:] > throughput[:-1]) & (taken > 0)
     admitted = pays.to(torch.int64).cumprod(dim=0).sum(dim=0, keepdim=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deepspec.curves import SpsCurve
-from deepspec.kernels.schedule import UNIT, first_of, walk_order
+from deepspec.kernels.schedule import UNIT, first_of, prefix_walk, walk_order
 from deepspec.policies.scheduling import all_alive, step_speeds
 from deepspec.types import Load
 
@@ -113,10 +113,12 @@ class HullScheduler:
         table, num_draft = load.steps_per_second, survival.shape[1]
         if table is None or num_draft == 0:
             return all_alive(survival, drafted)
+        pairs = survival.numel()
+        speed = step_speeds(load, pairs, curve, num_draft, counts_prompts=counts_prompts)
+        if curve is not None and curve.is_convex:
+            return prefix_walk(survival, drafted, speed)
         if self._corners is None or self._corners[0] is not table:
             self._corners = table, hull_corners(table)
-        pairs = survival.numel()
         corners = self._corners[1][load.num_requests + load.prefill_tokens - 1 :][: pairs + 1]
         corners = torch.nn.functional.pad(corners, (0, pairs + 1 - len(corners)), value=True)
-        speed = step_speeds(load, pairs, curve, num_draft, counts_prompts=counts_prompts)
         return hull_lengths(survival, drafted, speed, corners, load.past_survival)

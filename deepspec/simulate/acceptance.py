@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,10 +80,16 @@ def fit_level(accepted_length: float, spread: Spread, draft_length: int = FITTED
     return low
 
 
+@cache
+def _normal_points() -> tuple[Floats, Floats]:
+    """Points and weights of a standard normal's quadrature."""
+    points, weights = np.polynomial.hermite_e.hermegauss(41)
+    return points, weights / weights.sum()
+
+
 def mean_length(level: float, spread: Spread, draft_length: int) -> float:
     """Accepted length of fixed drafts, by quadrature: within a round positions are independent."""
-    points, weights = np.polynomial.hermite_e.hermegauss(41)
-    weights = weights / weights.sum()
+    points, weights = _normal_points()
     shared = level + points * np.hypot(spread.request, spread.round)
     rates = logistic(shared[:, None] + spread.position * points) @ weights
     return float(weights @ (rates[:, None] ** np.arange(draft_length + 1)).sum(axis=1))

@@ -37,6 +37,8 @@ def test_every_cell_is_measured_and_modelled_and_recorded(capsys: pytest.Capture
     said = capsys.readouterr().out
     assert "drafting 5 instead of 2 adds" in said
     assert "0.2 to 1.3 %" in said
+    (*_, last) = [line for line in records.tables().splitlines() if line.startswith("| 2 | 5 |")]
+    assert last.count("%") == 3
 
 
 def test_the_model_takes_arithmetic_or_weights_whichever_lasts() -> None:

@@ -151,7 +151,7 @@ def test_training_raises_the_expected_accepted_length_and_validates_by_decoding(
     assert [record.step for record in records] == list(range(1, 41))
     assert records[-1].loss < records[0].loss
     assert records[-1].expected_accepted_length > records[0].expected_accepted_length + 0.1
-    assert set(records[0].terms) == {"ce", "l1", "confidence"}
+    assert set(records[0].terms) == {"soft_ce", "l1", "confidence"}
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(2, 41, 2))
     (validation,) = [line for line in lines if line["kind"] == "validation"]

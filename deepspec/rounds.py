@@ -68,5 +68,10 @@ class CalibrationRounds:
 
     def conditional(self) -> Floats:
         """The confidences taken at their word, as chances ``[M, G]``."""
-        chances: Floats = 0.5 * (1 + np.tanh(self.confidence / 2))
-        return chances
+        return sigmoid(self.confidence)
+
+
+def sigmoid(logits: Floats) -> Floats:
+    """Chances of logits, without overflow."""
+    chances: Floats = 0.5 * (1 + np.tanh(logits / 2))
+    return chances

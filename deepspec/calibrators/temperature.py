@@ -17,7 +17,7 @@ from torch import Tensor, tensor
 from deepspec.calibrators.measures import log_loss
 from deepspec.errors import ConfigError
 from deepspec.interfaces import BuildContext, Calibrator, PartConfig
-from deepspec.rounds import CalibrationRounds, Floats
+from deepspec.rounds import CalibrationRounds, Floats, sigmoid
 
 #: Temperatures that a fit tries: 2 % apart.
 GRID = np.exp(np.arange(np.log(0.05), np.log(20.0), 0.02))
@@ -93,9 +93,3 @@ def _best_temperature(before: Floats, logits: Floats, happened: Floats) -> float
         return 1.0
     losses = [log_loss(before * sigmoid(logits / t), happened) for t in GRID]
     return round(float(GRID[int(np.argmin(losses))]), 4)
-
-
-def sigmoid(logits: Floats) -> Floats:
-    """Chances of logits, without overflow."""
-    chances: Floats = 0.5 * (1 + np.tanh(logits / 2))
-    return chances

@@ -67,6 +67,7 @@ class _Round:
     Attributes:
         counts, lengths: int64 ``[R]`` on device, how many tokens were drafted and are verified.
         confidence: logits ``[R, G]`` on the drafter's device, None where the head gives none.
+        classes: int64 ``[R]`` there, the requests' traffic classes.
         rows: how many drafted tokens of each request go through the target (host side).
     """
 
@@ -74,6 +75,7 @@ class _Round:
     counts: Tensor
     lengths: Tensor
     confidence: Tensor | None
+    classes: Tensor
     anchors: Tensor
     rows: list[int]
     noise: RoundUniforms
@@ -183,8 +185,8 @@ class Loop:
         calibrator, confidence = self.parts.calibrator, begun.confidence
         if isinstance(calibrator, OnlineCalibrator) and confidence is not None:
             place = confidence.device
-            classes = self._ids([r.traffic_class for r in plan.decoding], draft=True)
-            calibrator.observe(SeenRounds(confidence, lengths.to(place), verdict.accepted.to(place), classes))
+            seen = SeenRounds(confidence, lengths.to(place), verdict.accepted.to(place), begun.classes)
+            calibrator.observe(seen)
         if not self.traced or logits is None or not draft.tokens.shape[1]:
             return verdict, []
         if confidence is None:
@@ -205,6 +207,7 @@ class Loop:
             [r.seed for r in decoding], positions, num_draft, self.parts.verifier.streams, self.target.device
         )
         anchors = self._ids([r.tokens[-1] for r in decoding])
+        classes = self._ids([r.traffic_class for r in decoding], draft=True)
         counts = lengths = torch.zeros_like(anchors)
         draft, confidence = _empty_draft(anchors, noise), None
         if num_draft > 0:
@@ -220,12 +223,12 @@ class Loop:
                 _sampling_on(sampling, self._draft_device),
                 noise.to(self._draft_device),
                 load,
-                self._ids([r.traffic_class for r in decoding], draft=True),
+                classes,
             )
             draft, confidence = _draft_on(drafted.draft, self.target.device), drafted.confidence
             counts = drafted.lengths.to(self.target.device)
         rows = lengths.tolist() if self.packs_rows else [num_draft] * len(decoding)
-        return _Round(draft, counts, lengths, confidence, anchors, rows, verdict_noise, sampling)
+        return _Round(draft, counts, lengths, confidence, classes, anchors, rows, verdict_noise, sampling)
 
     def _forward(self, plan: StepPlan, begun: _Round | None) -> tuple[list[Span], Features, Tensor]:
         """One target forward; last hidden states of the verify rows, then of each prompt's last token."""

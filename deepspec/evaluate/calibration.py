@@ -196,21 +196,22 @@ def _report(trace: Trace, calibrator: Calibrator, *, soft: bool) -> CalibrationR
     cls, own = type(calibrator), calibrator.config.model_dump(exclude_unset=True)
     fitted = cls(cls.Config.model_validate({**own, **options}), calibrator.context)
     before, after = others.conditional(), _applied(fitted, others)
+    survived_before, survived = before.cumprod(axis=1), after.cumprod(axis=1)
     return CalibrationReport(
         calibrator=calibrator.name,
         options=options,
         header=trace.header,
         num_fitted=len(to_fit),
         num_rounds=len(others),
-        ece_before=_by_position(calibration_error, before.cumprod(axis=1), others.prefix),
-        ece_after=_by_position(calibration_error, after.cumprod(axis=1), others.prefix),
-        ece_floor=tuple(calibration_floor(column) for column in after.cumprod(axis=1).T),
-        brier_before=_by_position(brier_score, before.cumprod(axis=1), others.prefix),
-        brier_after=_by_position(brier_score, after.cumprod(axis=1), others.prefix),
+        ece_before=_by_position(calibration_error, survived_before, others.prefix),
+        ece_after=_by_position(calibration_error, survived, others.prefix),
+        ece_floor=tuple(calibration_floor(column) for column in survived.T),
+        brier_before=_by_position(brier_score, survived_before, others.prefix),
+        brier_after=_by_position(brier_score, survived, others.prefix),
         auc_conditional_before=_by_position(area_under_curve, before, others.kept, others.looked),
         auc_conditional=_by_position(area_under_curve, after, others.kept, others.looked),
-        auc_survival_before=_by_position(area_under_curve, before.cumprod(axis=1), others.prefix),
-        auc_survival_after=_by_position(area_under_curve, after.cumprod(axis=1), others.prefix),
+        auc_survival_before=_by_position(area_under_curve, survived_before, others.prefix),
+        auc_survival_after=_by_position(area_under_curve, survived, others.prefix),
     )
 
 

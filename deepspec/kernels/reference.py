@@ -147,9 +147,9 @@ class _Tiles:
         rows, pairs = target.logits, torch.arange(num * num_steps, device=target.logits.device)
         size = max(1, _TILE_ELEMENTS // rows.shape[1]) if rows.device.type == "cpu" else len(pairs)
         self.parts = pairs.split(max(1, size))
-        shape = (min(max(1, size), len(pairs)), rows.shape[1])
-        self._rows = rows.new_empty(shape)
-        self._weights = rows.new_empty(shape, dtype=torch.promote_types(rows.dtype, torch.float32))
+        self.shape = (min(max(1, size), len(pairs)), rows.shape[1])
+        self._rows = rows.new_empty(self.shape)
+        self._weights = rows.new_empty(self.shape, dtype=torch.promote_types(rows.dtype, torch.float32))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Requests and positions of each tile."""
@@ -182,9 +182,10 @@ def _chances(target: TargetRows, draft: Draft) -> Tensor:
 def _left_masses(target: TargetRows, draft: Draft, reached: Tensor) -> Tensor:
     """The mass of (P_i p_{i+1} - q_{i+1})+ of every i < G: ``[R, G]``."""
     parts, tiles = [], _Tiles(target, *draft.tokens.shape)
+    room = None if draft.logits is None else draft.logits.new_empty(tiles.shape)
     for r, k in tiles:
         weights, total = tiles.softmax(r, k)
-        q = _draft_rows(weights, draft, target.sampling, r, k)
+        q = _draft_rows(weights, draft, target.sampling, r, k, None if room is None else room[: len(r)])
         left = weights.mul_(reached[r, k][:, None] / total).sub_(q).clamp_(min=0.0)
         parts.append(left.sum(dim=-1))
     return torch.cat(parts).view(draft.tokens.shape)
@@ -239,11 +240,14 @@ def _or_peak_(left: Tensor, peak: Tensor) -> Tensor:
     return left.scatter_add_(-1, peak, empty.to(left.dtype))
 
 
-def _draft_rows(p: Tensor, draft: Draft, sampling: Sampling, requests: Tensor, steps: Tensor) -> Tensor:
-    """q of some pairs, of p's ``[n, V]`` shape and type."""
+def _draft_rows(
+    p: Tensor, draft: Draft, sampling: Sampling, requests: Tensor, steps: Tensor, out: Tensor | None = None
+) -> Tensor:
+    """q of some pairs, of p's ``[n, V]`` shape and type; ``out`` is room for as many stored rows."""
     if draft.logits is None:
         return torch.nn.functional.one_hot(draft.tokens[requests, steps], p.shape[-1]).to(p.dtype)
-    rows = scale(draft.logits[requests, steps], sampling, requests)
+    stored, places = draft.logits.flatten(0, 1), requests * draft.tokens.shape[1] + steps
+    rows = scale(torch.index_select(stored, 0, places, out=out), sampling, requests)
     return rows.to(p.dtype).sub_(draft.log_sum_exp[requests, steps, None].to(p.dtype)).exp_()
 
 

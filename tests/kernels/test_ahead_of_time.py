@@ -14,6 +14,7 @@ import pytest
 
 from tests.kernels.ahead_of_time import MODULES, ROWS
 
+pytestmark = pytest.mark.thorough
 ROOT = Path(__file__).parents[2]
 THOROUGH = os.environ.get("DEEPSPEC_THOROUGH") == "1"
 #: 8 warps at 128 registers leave room for two programs on an SM of 65,536 registers.

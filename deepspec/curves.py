@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -51,6 +51,12 @@ class SpsCurve(BaseModel):
     model: str = Field(default="", description="the target's name")
     dtype: str = Field(default="", description="of the target's weights")
     versions: dict[str, str] = Field(default={}, description="of the packages that decide speed")
+    num_requests: int | None = Field(default=None, ge=1, description="R that decoded together, at most")
+    context_length: float | None = Field(default=None, ge=0, description="positions that each of them held")
+    spread: tuple[float, ...] | None = Field(
+        default=None,
+        description="of a step's time at each B: half its quartiles' distance, a share of the median",
+    )
     draft: DraftCost | None = Field(
         default=None, description="what drafting takes beside the target's step; null counts it as free"
     )
@@ -79,6 +85,18 @@ class SpsCurve(BaseModel):
             raise ConfigError(f"SPS curve {path} cannot be read: {reason}; give a curve's file") from error
         except ValidationError as error:
             raise ConfigError(explain(error, cls, f"SPS curve {path}")) from error
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of a curve's file."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    def to_sglang(self) -> dict[str, Any]:
+        """The same points as SGLang reads them."""
+        return {
+            "sample_batch_tokens": list(self.verify_tokens),
+            "sample_steps_per_sec": list(self.steps_per_s),
+            "max_batch_tokens": self.verify_tokens[-1],
+        }
 
     @property
     def is_flat(self) -> bool:

@@ -21,6 +21,7 @@ from deepspec.cli import (
     evaluate,
     generate,
     plugins,
+    profile,
     runs,
     simulate,
     train,
@@ -59,6 +60,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("calibrate")(calibrate.calibrate)
 app.command("compare")(compare.compare)
 app.command("generate")(generate.generate)
+app.command("profile")(profile.profile)
 app.command("simulate")(simulate.simulate)
 app.command("check")(check.check)
 app.command("runs")(runs.runs)

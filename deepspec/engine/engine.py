@@ -68,7 +68,7 @@ class Engine:
         self.parts = replace(given, drafter=copy(given.drafter), calibrator=copy(given.calibrator))
         room = self.max_positions + self.parts.drafter.context.draft_length + 1
         most_tokens = max_batch * (1 + self.parts.drafter.context.draft_length) + prefill_chunk
-        curve = curve_table(self.parts.policy, most_tokens, target.device)
+        curve = curve_table(self.parts.policy, most_tokens, target)
         slots = target.new_slots(max_batch, room)
         self._loop = Loop(target, self.parts, slots, curve, traced=tracer is not None)
         self.parts.modules().eval()

@@ -4,6 +4,7 @@ from deepspec.evaluate.acceptance import Acceptance, Interval, PositionRates, me
 from deepspec.evaluate.calibration import CalibrationReport, calibrate
 from deepspec.evaluate.comparison import Comparison, compare
 from deepspec.evaluate.measure import evaluate
+from deepspec.evaluate.profile import ProfileConfig, profile
 from deepspec.evaluate.report import EvalReport, TaskResult
 from deepspec.evaluate.tasks import EvalTask
 
@@ -15,9 +16,11 @@ __all__ = [
     "EvalTask",
     "Interval",
     "PositionRates",
+    "ProfileConfig",
     "TaskResult",
     "calibrate",
     "compare",
     "evaluate",
     "measure_acceptance",
+    "profile",
 ]

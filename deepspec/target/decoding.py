@@ -20,6 +20,10 @@ class DecodingTarget(Protocol):
         """Sizes and shared weights."""
 
     @property
+    def name(self) -> str:
+        """What it is called, in an SPS curve for one."""
+
+    @property
     def device(self) -> torch.device:
         """Where it runs."""
 

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-import torch
 from torch import Tensor
 
 from deepspec.curves import SpsCurve
 from deepspec.engine import Engine, SamplingParams
 from deepspec.engine import curve as engine_curve
 from deepspec.engine.curve import curve_table
+from deepspec.environment import device_name
+from deepspec.errors import ConfigError
 from deepspec.interfaces import BuildContext
 from deepspec.policies.fixed import FixedLength
 from deepspec.policies.prefix import PrefixLength
@@ -21,7 +22,8 @@ from deepspec.policies.scheduling import CurveConfig
 from deepspec.types import Load
 from tests.exact_statistics.compositions import CURVE, build, tiny_target
 
-CPU = torch.device("cpu")
+TARGET = tiny_target(12)
+FALLS = SpsCurve(verify_tokens=(1, 9), steps_per_s=(5.0, 3.0))
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +34,7 @@ def _not_said_yet() -> Iterator[None]:
 
 
 def prefix(curve: SpsCurve | None) -> PrefixLength:
-    made = PrefixLength(CurveConfig(), BuildContext(tiny_target(12).info, 3))
+    made = PrefixLength(CurveConfig(), BuildContext(TARGET.info, 3))
     made.curve = curve
     return made
 
@@ -42,21 +44,35 @@ def prefix(curve: SpsCurve | None) -> PrefixLength:
     [
         (None, "has no SPS curve and verifies all"),
         (SpsCurve(verify_tokens=(1, 9), steps_per_s=(5.0, 5.0)), "has a flat SPS curve and verifies all"),
+        (FALLS.model_copy(update={"modelled": True, "hardware": "H20"}), "a modelled SPS curve, of H20"),
+        (FALLS.model_copy(update={"hardware": "H20"}), "an SPS curve of another machine, H20 and not "),
+        (FALLS.model_copy(update={"dtype": "bfloat16"}), "another float type, bfloat16 and not float64"),
     ],
 )
-def test_a_curve_that_is_missing_or_flat_is_said_once(
+def test_a_curve_that_says_little_here_is_said_once(
     curve: SpsCurve | None, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(3):
-        curve_table(prefix(curve), 20, CPU)
+        curve_table(prefix(curve), 20, TARGET)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert said in caplog.text
-    assert "--set policy.curve=FILE" in caplog.text
+    assert caplog.text.rstrip().endswith("`deepspec profile`")
+
+
+def test_a_curve_of_this_model_here_is_not_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
+    own = {"model": TARGET.name, "dtype": "float64", "hardware": device_name(TARGET.device)}
+    assert curve_table(prefix(FALLS.model_copy(update=own)), 20, TARGET) is not None
+    assert caplog.records == []
+
+
+def test_another_models_curve_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is of 'other-7b' and the target is 'in-memory'; measure one with"):
+        curve_table(prefix(FALLS.model_copy(update={"model": "other-7b"})), 20, TARGET)
 
 
 def test_a_policy_that_reads_no_curve_gets_none_in_silence(caplog: pytest.LogCaptureFixture) -> None:
-    policy = FixedLength(FixedLength.Config(), BuildContext(tiny_target(12).info, 3))
-    assert curve_table(policy, 20, CPU) is None
+    policy = FixedLength(FixedLength.Config(), BuildContext(TARGET.info, 3))
+    assert curve_table(policy, 20, TARGET) is None
     assert caplog.records == []
 
 
@@ -79,4 +95,4 @@ def test_a_round_knows_the_curve_to_its_largest_step_and_the_prompt_tokens(
     assert all(load.steps_per_second.tolist() == expected for load in loads)
     assert max(load.prefill_tokens for load in loads) > 0
     assert {load.num_requests for load in loads} == {1, 2}
-    assert caplog.records == []
+    assert ["modelled" in record.getMessage() for record in caplog.records] == [True]

@@ -53,7 +53,15 @@ SHIFTS = {
 CALIBRATORS = ("sequential", "isotonic")
 #: Rounds of the engine before the switch, after it until it is measured, and those measured.
 BEFORE, AFTER, MEASURED, BATCH = 200, 300, 100, 32
-SWITCHES = {"temperature 1 to 0": ("stdlib", 0.0), "code to prose at 0": ("prose", 0.0)}
+#: From code at temperature 1 to this, by that confidence.
+SWITCHES = {
+    "code at 0.5": ("stdlib", 0.5, "linear"),
+    "code at 0": ("stdlib", 0.0, "linear"),
+    "prose": ("prose", 1.0, "linear"),
+    "prose at 0": ("prose", 0.0, "linear"),
+    "code at 0, row_max": ("stdlib", 0.0, "row_max"),
+    "prose at 0, row_max": ("prose", 0.0, "row_max"),
+}
 #: A drafter of few documents, read many times.
 FEW_DOCUMENTS, MANY_STEPS = 24, 600
 
@@ -142,8 +150,8 @@ def shifts(num_prompts: int, console: Console) -> list[dict[str, Any]]:
 def switches(console: Console) -> list[dict[str, Any]]:
     """Each switch: the online calibrator where it stands, and sequential temperatures fitted before it."""
     found = []
-    for name, (task, temperature) in SWITCHES.items():
-        run = with_calibrator(deepspec.load("demo"), "online")
+    for name, (task, temperature, confidence) in SWITCHES.items():
+        run = with_calibrator(deepspec.load("demo", changes={"head": {"confidence": confidence}}), "online")
         steps: list[TracedStep] = []
         prompts = {t: prompts_of(run, t) for t in {HOME[0], task}}
         engine = Engine(run.target, run.parts, max_batch=BATCH, seed=SEED, tracer=steps.append)

@@ -23,6 +23,7 @@ import numpy as np
 import records
 import torch
 from rich.console import Console
+from traffic import Traffic
 
 import deepspec
 from deepspec import Engine, SamplingParams, Strategy
@@ -155,14 +156,17 @@ def switches(console: Console) -> list[dict[str, Any]]:
         steps: list[TracedStep] = []
         prompts = {t: prompts_of(run, t) for t in {HOME[0], task}}
         engine = Engine(run.target, run.parts, max_batch=BATCH, seed=SEED, tracer=steps.append)
-        keep_busy(engine, prompts[HOME[0]], HOME[1], BEFORE)
+        traffic = Traffic(engine, BATCH)
+        traffic.run(prompts[HOME[0]], SamplingParams(temperature=HOME[1]), BEFORE)
+        traffic.stop()
         home = rounds_of(steps)
         carried = fitted(run, "sequential", home)
         steps.clear()
-        keep_busy(engine, prompts[task], temperature, AFTER)
+        params = SamplingParams(temperature=temperature)
+        traffic.run(prompts[task], params, AFTER)
         before, calibrator = rounds_of(steps), deepcopy(engine.parts.calibrator)  # which learns no more
         steps.clear()
-        keep_busy(engine, prompts[task], temperature, MEASURED)
+        traffic.run(prompts[task], params, MEASURED)
         others = rounds_of(steps)
         one = {
             "switch": name,
@@ -182,19 +186,6 @@ def switches(console: Console) -> list[dict[str, Any]]:
 def prompts_of(run: Run, task: str) -> list[Any]:
     config = EvalConfig(tasks=(task,), num_prompts=128)
     return list(collect_prompts(config.tasks, run.target, config)[task])
-
-
-def keep_busy(engine: Engine, prompts: list[Any], temperature: float, num_rounds: int) -> None:
-    """``num_rounds`` steps with as many requests as there are slots; those left at the end are cancelled."""
-    live, place = set[int](), 0
-    for _ in range(num_rounds):
-        while len(live) < BATCH:
-            params = SamplingParams(temperature=temperature, max_tokens=128)
-            live.add(engine.submit(prompts[place % len(prompts)], params))
-            place += 1
-        live -= {event.request_id for event in engine.step() if event.finish_reason is not None}
-    for number in live:
-        engine.cancel(number)
 
 
 def rounds_of(steps: list[TracedStep]) -> CalibrationRounds:

@@ -18,7 +18,7 @@ from rich.table import Table
 
 import deepspec
 from deepspec import Engine, SamplingParams
-from deepspec.cli.report import interval
+from deepspec.cli.results import interval
 from deepspec.config import EvalConfig, TargetConfig
 from deepspec.data.local_text import stdlib_files
 from deepspec.evaluate import measure_acceptance

@@ -12,7 +12,7 @@ from records import write
 from rich.console import Console
 
 import deepspec
-from deepspec.cli.report import interval
+from deepspec.cli.results import interval
 from deepspec.config import EvalConfig, RunConfig, TrainConfig
 
 SEED = 0

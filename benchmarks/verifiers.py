@@ -10,7 +10,7 @@ from records import write
 from rich.console import Console
 
 import deepspec
-from deepspec.cli.report import interval
+from deepspec.cli.results import interval
 from deepspec.config import EvalConfig
 from deepspec.evaluate.acceptance import compare_lengths, measure_acceptance, prompt_lengths
 from deepspec.evaluate.measure import decode_rounds, decoded_with

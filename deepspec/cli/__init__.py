@@ -22,6 +22,7 @@ from deepspec.cli import (
     generate,
     plugins,
     profile,
+    report,
     runs,
     simulate,
     train,
@@ -61,6 +62,7 @@ app.command("calibrate")(calibrate.calibrate)
 app.command("compare")(compare.compare)
 app.command("generate")(generate.generate)
 app.command("profile")(profile.profile)
+app.command("report")(report.report)
 app.command("simulate")(simulate.simulate)
 app.command("check")(check.check)
 app.command("runs")(runs.runs)

@@ -70,7 +70,7 @@ def evaluate(
     """Measure accepted length, acceptance per position, and speed against plain decoding."""
     set_up_logging(quiet=quiet, verbose=verbose)
     import deepspec
-    from deepspec.cli.report import result_table
+    from deepspec.cli.results import result_table
 
     given = given_settings(
         tasks,

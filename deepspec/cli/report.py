@@ -1,72 +1,109 @@
-"""The table that ends a training and an evaluation."""
+"""``deepspec report``: one page with everything about runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Annotated
 
-from rich.table import Table
+import typer
 
-from deepspec.cli.console import table
+from deepspec.cli.console import (
+    DeviceFlag,
+    JsonFlag,
+    QuietFlag,
+    TargetDeviceFlag,
+    TrustFlag,
+    VerboseFlag,
+    print_json,
+    set_up_logging,
+    stdout,
+)
+from deepspec.cli.measuring import (
+    BatchFlag,
+    MaxTokensFlag,
+    NumPromptsFlag,
+    SeedFlag,
+    TaskFileFlag,
+    TasksFlag,
+    TemperatureFlag,
+    given_settings,
+    joined,
+)
 
-if TYPE_CHECKING:
-    from deepspec.evaluate import EvalReport
 
+def report(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Run folders of one target, or `demo`.")
+    ],
+    *,
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The page.")] = "report.html",
+    curve: Annotated[
+        str | None,
+        typer.Option("--curve", metavar="FILE", help="An SPS curve of `profile`, not a new one."),
+    ] = None,
+    tasks: TasksFlag = None,
+    task_file: TaskFileFlag = None,
+    temperature: TemperatureFlag = None,
+    batch: BatchFlag = None,
+    num_prompts: NumPromptsFlag = None,
+    max_tokens: MaxTokensFlag = None,
+    seed: SeedFlag = None,
+    device: DeviceFlag = None,
+    target_device: TargetDeviceFlag = None,
+    trust_remote_code: TrustFlag = False,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = 0,
+) -> None:
+    """Measure runs and write a page that needs no other file."""
+    set_up_logging(quiet=quiet, verbose=verbose)
+    from pathlib import Path
 
-def result_table(report: EvalReport) -> Table:
-    """Accepted length, acceptance per position, times and speeds."""
-    found = report.to_json()
-    rows = [
-        ("strategy", f"{found['strategy']}, draft length {found['draft_length']}"),
-        ("target", f"{found['target']} on {found['device']}, temperature {found['temperature']:g}"),
-        ("verified by", f"{found['verifier']}, kernel {found['verify_kernel']}"),
-        ("measured on", f"{found['num_prompts']} prompts, {found['num_rounds']} rounds"),
-        ("accepted length τ", interval(found["accepted_length"])),
-        *_gain(found["verifier_gain"]),
-        *((f"  {name}", _number(task["accepted_length"], ".3f")) for name, task in found["tasks"].items()),
-        ("conditional acceptance", _rates(found["conditional_acceptance"])),
-        ("survival", _rates(found["survival"])),
-        (
-            "T_draft, T_verify",
-            f"{_number(found['draft_ms'], '.2f')} ms, {_number(found['verify_ms'], '.2f')} ms a round",
-        ),
-        ("speculative decoding", _speed(found["tokens_per_s"])),
-        ("plain, same engine", _speed(found["tokens_per_s_plain"])),
-        ("transformers' generate", _speed(found["tokens_per_s_transformers"])),
-        ("predicted speed", f"{_times(found['predicted_speedup'])} plain decoding"),
-        ("measured speed", f"{_times(found['speedup'])} plain decoding{_against_transformers(report)}"),
+    from deepspec.curves import SpsCurve
+    from deepspec.evaluate import portraits_json, portray, profile
+    from deepspec.evaluate.comparison import run_names
+    from deepspec.report.page import report_html
+    from deepspec.resources import writing
+    from deepspec.runs import load_all
+    from deepspec.train.assemble import for_decoding
+
+    given = given_settings(
+        tasks,
+        task_file,
+        temperature=temperature,
+        batch=batch,
+        num_prompts=num_prompts,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
+    place = check_file("--output", output)
+    measured = None if curve is None else SpsCurve.read(curve)
+    loaded = load_all(runs, device=device, target_device=target_device, trust_remote_code=trust_remote_code)
+    settings = joined(loaded[0].config.eval, given)
+    portraits = [
+        portray(
+            run,
+            name,
+            measured or profile(run.target, for_decoding(run.parts, run.target)),
+            tasks=given.get("tasks"),
+            task_files=task_file or (),
+            config=settings,
+        )
+        for run, name in zip(loaded, run_names(loaded), strict=True)
     ]
-    return table(("result", ""), rows)
+    found = portraits_json(portraits)
+    with writing(Path(place), lambda: "choose another --output"):
+        Path(place).write_text(report_html(found), encoding="utf-8")
+    if json:
+        return print_json(found)
+    return stdout().print(f"page: {place}", soft_wrap=True, markup=False)
 
 
-def _gain(found: dict[str, Any] | None) -> list[tuple[str, str]]:
-    return [] if found is None else [(f"  less that of {found['against']}", interval(found["difference"]))]
+def check_file(flag: str, path: str) -> str:
+    """``path``; raises ConfigError, before anything is measured, where no file can be."""
+    from pathlib import Path
 
+    from deepspec.errors import ConfigError
 
-def _against_transformers(report: EvalReport) -> str:
-    other = report.tokens_per_s_transformers
-    return f", {_times(report.tokens_per_s / other)} transformers' generate" if other else ""
-
-
-def interval(found: dict[str, Any]) -> str:
-    """An accepted length, ``{"mean", "ci95"}``, in words."""
-    if found["mean"] is None:
-        return "- (no prompt lasted a round)"
-    low, high = found["ci95"]
-    return f"{found['mean']:.3f}  (95 % interval {low:.3f} to {high:.3f})"
-
-
-def _rates(rates: Iterable[float | None]) -> str:
-    return "  ".join(_number(rate, ".3f") for rate in rates)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _speed(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:,.1f} tokens/s"
-
-
-def _times(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}×"
+    if not Path(path).parent.is_dir() or Path(path).is_dir():
+        raise ConfigError(f"{flag} {path}: give a file in a folder that exists")
+    return path

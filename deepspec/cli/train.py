@@ -85,7 +85,7 @@ def train(
         result = report.to_json() if report is not None else {"schema": 1, "strategy": settings.strategy.name}
         return print_json({**result, "run": str(run.path), "step": run.step})
     if report is not None:
-        from deepspec.cli.report import result_table
+        from deepspec.cli.results import result_table
 
         stdout().print(result_table(report))
     return stdout().print(f"run folder  {run.path}", markup=False, soft_wrap=True)

@@ -4,6 +4,7 @@ from deepspec.evaluate.acceptance import Acceptance, Interval, PositionRates, me
 from deepspec.evaluate.calibration import CalibrationReport, calibrate
 from deepspec.evaluate.comparison import Comparison, compare
 from deepspec.evaluate.measure import evaluate
+from deepspec.evaluate.portrait import Portrait, portraits_json, portray
 from deepspec.evaluate.profile import ProfileConfig, profile
 from deepspec.evaluate.report import EvalReport, TaskResult
 from deepspec.evaluate.tasks import EvalTask
@@ -15,6 +16,7 @@ __all__ = [
     "EvalReport",
     "EvalTask",
     "Interval",
+    "Portrait",
     "PositionRates",
     "ProfileConfig",
     "TaskResult",
@@ -22,5 +24,7 @@ __all__ = [
     "compare",
     "evaluate",
     "measure_acceptance",
+    "portraits_json",
+    "portray",
     "profile",
 ]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from deepspec.calibrators.measures import (
     area_under_curve,
@@ -150,13 +151,14 @@ def calibrate(
     whole = decoded_with(parts, policy="fixed", calibrator=name)
     settings = config or loaded.config.eval
     if trace is None:
-        found = _decoded(model, whole, settings, task_names(tasks, task_files, settings))
+        found = decode_whole(model, whole, settings, task_names(tasks, task_files, settings))
     else:
         found = _fitting(read_trace(trace), model, whole, trace)
-    return _report(found, whole.calibrator, soft=soft)
+    return fit_and_measure(found, whole.calibrator, soft=soft)
 
 
-def _decoded(target: Target, parts: Parts, config: EvalConfig, tasks: Sequence[str]) -> Trace:
+def decode_whole(target: Target, parts: Parts, config: EvalConfig, tasks: Sequence[str]) -> Trace:
+    """The rounds of the tasks' prompts; ``parts`` are to verify all that they draft."""
     prompts = collect_prompts(tasks, target, config)
     with TemporaryDirectory() as folder, memory(lambda: needs_memory(config)):
         path = Path(folder) / "rounds.parquet"
@@ -182,8 +184,18 @@ def _fitting(trace: Trace, target: Target, parts: Parts, path: str | Path) -> Tr
     return trace
 
 
-def _report(trace: Trace, calibrator: Calibrator, *, soft: bool) -> CalibrationReport:
-    whole = (trace.columns["verified"] == trace.header.draft_length) & ~np.isnan(trace.confidence).any(axis=1)
+def full_length(trace: Trace) -> NDArray[np.bool_]:
+    """Which rounds verified G tokens."""
+    found: NDArray[np.bool_] = trace.columns["verified"] == trace.header.draft_length
+    return found
+
+
+def fit_and_measure(trace: Trace, calibrator: Calibrator, *, soft: bool = False) -> CalibrationReport:
+    """Fit to the full rounds of every second request and measure on the others'.
+
+    Raises ConfigError when there is nothing to fit, DataError when there are too few rounds.
+    """
+    whole = full_length(trace) & ~np.isnan(trace.confidence).any(axis=1)
     # Requests are told apart within a task, and numbered from 0 in each.
     for_fit = trace.columns["request_id"] % 2 == 0
     to_fit, others = trace.rounds(soft=soft)[whole & for_fit], trace.rounds()[whole & ~for_fit]

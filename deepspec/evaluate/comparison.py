@@ -149,7 +149,7 @@ def compare(
         ResourceError: memory ran out.
     """
     loaded = _loaded(runs)
-    names = _names(loaded)
+    names = run_names(loaded)
     first = next(run for run in loaded if isinstance(run, Run))
     settings, target = config or first.config.eval, first.target
     drafted = [for_decoding(run.parts, target) for run in loaded]
@@ -194,7 +194,7 @@ def _loaded(runs: Sequence[Run | Strategy | str | Path]) -> list[Run | Composed]
     return found
 
 
-def _names(runs: Sequence[Run | Composed]) -> list[str]:
+def run_names(runs: Sequence[Run | Composed]) -> list[str]:
     """Each run's folder name, or its path where folders share one; a strategy's name."""
     paths = [run.path if isinstance(run, Run) else Path(run.config.strategy.name) for run in runs]
     short = [DEMO if path == run_folder(DEMO) else path.name for path in paths]

@@ -1,4 +1,4 @@
-"""A comparison as a picture and as a page: ``plots`` draws it, ``page`` writes it down.
+"""Comparisons and reports as pictures and pages: ``plots`` and ``figures`` draw, ``page`` writes it down.
 
-Both read what ``Comparison.to_json`` gives, so a saved comparison can be shown again.
+All read the JSON of what was measured, so that what was saved can be shown again.
 """

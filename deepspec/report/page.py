@@ -1,4 +1,4 @@
-"""The page of a comparison: one HTML file that loads nothing, with the picture inside."""
+"""Pages that load nothing: one HTML file with its pictures inside."""
 
 from __future__ import annotations
 
@@ -8,12 +8,32 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from deepspec.report.figures import report_figures
 from deepspec.report.plots import MIN_LOOKS
-from deepspec.report.tables import comparison_tables
+from deepspec.report.tables import comparison_tables, report_tables
 
 
 def comparison_html(comparison: Mapping[str, Any], png: bytes) -> str:
     """The page for a comparison's JSON and its picture."""
+    return _rendered(
+        "comparison.html.jinja",
+        found=comparison,
+        tables=comparison_tables(comparison),
+        picture=base64.b64encode(png).decode(),
+        min_looks=MIN_LOOKS,
+    )
+
+
+def report_html(found: Mapping[str, Any]) -> str:
+    """The page of runs, for what :func:`deepspec.evaluate.portrait.portraits_json` gives."""
+    figures = [
+        {"title": one.title, "caption": one.caption, "svg": base64.b64encode(one.svg).decode()}
+        for one in report_figures(found)
+    ]
+    return _rendered("report.html.jinja", found=found, tables=report_tables(found), figures=figures)
+
+
+def _rendered(template: str, **values: Any) -> str:
     environment = Environment(
         loader=PackageLoader("deepspec", "report"),
         autoescape=True,
@@ -21,9 +41,4 @@ def comparison_html(comparison: Mapping[str, Any], png: bytes) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    return environment.get_template("comparison.html.jinja").render(
-        found=comparison,
-        tables=comparison_tables(comparison),
-        picture=base64.b64encode(png).decode(),
-        min_looks=MIN_LOOKS,
-    )
+    return environment.get_template(template).render(values)

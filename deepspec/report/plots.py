@@ -28,7 +28,7 @@ def comparison_png(comparison: Mapping[str, Any]) -> bytes:
     figure = Figure(figsize=(10, 3.2 + 0.22 * len(runs)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    _draw_acceptance(left, runs)
+    draw_acceptance(left, runs)
     _draw_lengths(right, runs)
     figure.suptitle(
         f"{comparison['target']}, temperature {comparison['temperature']:g}, "
@@ -47,20 +47,22 @@ def wilson(accepted: int, observed: int) -> tuple[float, float]:
     return middle - reach, middle + reach
 
 
-def _style(number: int) -> dict[str, Any]:
+def style(number: int) -> dict[str, Any]:
+    """Colour and mark of a line, by its number."""
     return {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKS[number % len(_MARKS)]}
 
 
-def _draw_acceptance(axes: Axes, runs: Sequence[Run]) -> None:
+def draw_acceptance(axes: Axes, runs: Sequence[Run]) -> None:
+    """Conditional acceptance by position with its band, a line a run."""
     for number, run in enumerate(runs):
         counts = zip(run["counts"]["accepted"], run["counts"]["observed"], strict=True)
         known = [(k, a, n) for k, (a, n) in enumerate(counts, start=1) if n >= MIN_LOOKS]
         positions = [k for k, _, _ in known]
         bounds = [wilson(a, n) for _, a, n in known]
-        style = _style(number)
-        axes.plot(positions, [a / n for _, a, n in known], label=run["name"], markersize=5, **style)
+        look = style(number)
+        axes.plot(positions, [a / n for _, a, n in known], label=run["name"], markersize=5, **look)
         low, high = [low for low, _ in bounds], [high for _, high in bounds]
-        axes.fill_between(positions, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        axes.fill_between(positions, low, high, color=look["color"], alpha=0.15, linewidth=0)
     longest = max(run["draft_length"] for run in runs)
     axes.set(xlabel="draft position", ylabel="conditional acceptance", ylim=(0, 1), xlim=(0.5, longest + 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -74,7 +76,7 @@ def _draw_lengths(axes: Axes, runs: Sequence[Run]) -> None:
         if length["mean"] is not None:
             low, high = length["ci95"]
             reach = [[length["mean"] - low], [high - length["mean"]]]
-            axes.errorbar([length["mean"]], [number], xerr=reach, capsize=4, **_style(number))
+            axes.errorbar([length["mean"]], [number], xerr=reach, capsize=4, **style(number))
     axes.set_yticks(range(len(runs)), [run["name"] for run in runs])
     axes.set_ylim(len(runs) - 0.5, -0.5)
     axes.set_xlabel("accepted length τ, bonus token included (95 %)")

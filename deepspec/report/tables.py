@@ -28,6 +28,13 @@ def comparison_tables(comparison: Mapping[str, Any]) -> list[ReportTable]:
     return [*tables, _pairs(comparison["paired"])] if comparison["paired"] else tables
 
 
+def report_tables(found: Mapping[str, Any]) -> list[ReportTable]:
+    """Acceptance by task, calibration and speed of a report's JSON."""
+    runs = found["runs"]
+    tables = [_tasks(runs), _latency(runs), _cost(runs)]
+    return tables + [_calibration(run) for run in runs if run["calibration"]]
+
+
 def number(value: float | None, digits: int = 2) -> str:
     """A number with so many decimals."""
     return UNKNOWN if value is None else f"{value:.{digits}f}"
@@ -115,4 +122,62 @@ def _pairs(pairs: Sequence[Mapping[str, Any]]) -> ReportTable:
     ]
     return ReportTable(
         "Differences of τ over the same prompts (95 %)", ("a", "b", "a - b", "a / b"), tuple(rows)
+    )
+
+
+def _tasks(runs: Sequence[Mapping[str, Any]]) -> ReportTable:
+    names = list(dict.fromkeys(task for run in runs for task in run["evaluation"]["tasks"]))
+    rows = []
+    for run in runs:
+        tasks = run["evaluation"]["tasks"]
+        each = (
+            interval({"mean": tasks[name]["accepted_length"], "ci95": tasks[name]["ci95"]})
+            if name in tasks
+            else UNKNOWN
+            for name in names
+        )
+        rows.append((run["name"], interval(run["evaluation"]["accepted_length"]), *each))
+    return ReportTable("Accepted length τ (95 %)", ("run", "all", *names), tuple(rows))
+
+
+def _latency(runs: Sequence[Mapping[str, Any]]) -> ReportTable:
+    rows = []
+    for run in runs:
+        one = run["evaluation"]
+        times = (number(one[key]) for key in ("draft_ms", "verify_ms", "target_ms"))
+        rows.append((run["name"], *times, number(one["predicted_speedup"]), number(one["speedup"])))
+    columns = ("run", "T_draft ms", "T_verify ms", "T_target ms", "predicted ×", "measured ×")
+    return ReportTable("A round at batch 1, and speed against plain decoding", columns, tuple(rows))
+
+
+def _cost(runs: Sequence[Mapping[str, Any]]) -> ReportTable:
+    rows = [
+        (
+            run["name"],
+            run["evaluation"]["strategy"],
+            str(run["step"]),
+            *(count(run["train"][key]) for key in ("train_tokens", "train_flops")),
+            number(run["train"]["train_seconds"], 0),
+        )
+        for run in runs
+    ]
+    return ReportTable("Training", ("run", "strategy", "steps", "tokens", "FLOPs", "seconds"), tuple(rows))
+
+
+def _calibration(run: Mapping[str, Any]) -> ReportTable:
+    found = run["calibration"]
+    shown = ("ece_before", "ece_after", "ece_floor")
+    rows = [
+        (
+            str(k + 1),
+            *(number(100 * found[key][k], 1) for key in shown),
+            number(found["auc_conditional"][k]),
+            number(found["auc_survival_after"][k]),
+        )
+        for k in range(len(found["ece_after"]))
+    ]
+    return ReportTable(
+        f"Calibration of {run['name']}: {found['calibrator']}, {found['num_rounds']:,} held-out rounds",
+        ("position", "ECE % before", "after", "floor", "AUC", "of survival"),
+        tuple(rows),
     )

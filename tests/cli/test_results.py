@@ -7,7 +7,7 @@ import dataclasses
 from rich.console import Console
 
 from deepspec.cli.console import table
-from deepspec.cli.report import result_table
+from deepspec.cli.results import result_table
 from deepspec.evaluate import EvalReport, Interval, PositionRates, TaskResult
 
 REPORT = EvalReport(

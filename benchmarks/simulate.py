@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import records
@@ -117,7 +118,7 @@ def _at_speed(points: list[dict[str, Any]], policy: str, wanted: float) -> float
     """The most tokens a second at which a user still has ``wanted``, between two loads by a straight line."""
     found = [(p["policies"][policy]["tokens_per_s_per_user"], _tokens(p, policy)) for p in points]
     best = 0.0
-    for (fast, few), (slow, many) in zip(found, found[1:], strict=False):
+    for (fast, few), (slow, many) in pairwise(found):
         if fast >= wanted > slow:
             best = max(best, few + (fast - wanted) / (fast - slow) * (many - few))
     return best

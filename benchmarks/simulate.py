@@ -23,6 +23,7 @@ from deepspec.interfaces import PartConfig
 from deepspec.roofline import HARDWARE, TARGETS, roofline_curve, tiled
 from deepspec.simulate.comparison import build_policy, context, serve_point
 from deepspec.simulate.oracle import OracleLength
+from deepspec.simulate.serving import PREFILL_CHUNK
 from deepspec.simulate.workload import Workload
 
 DRAFT_LENGTH, SEED, TILE = 7, 0, 64
@@ -36,7 +37,7 @@ SPEED_STEPS, SPEED_REQUESTS, SPEED_ALLOWED = 100_000, 200, 60.0
 
 
 def curve_of(target: str, concurrency: int, tile: int = 1) -> SpsCurve:
-    most = concurrency * (1 + DRAFT_LENGTH) + 512
+    most = concurrency * (1 + DRAFT_LENGTH) + PREFILL_CHUNK
     curve = roofline_curve(
         HARDWARE["h200"],
         TARGETS[target],

@@ -36,6 +36,10 @@ def simulate(
         str, typer.Option(metavar="NAME", help="Whose roofline is taken: h200, h100.")
     ] = "h200",
     target_class: Annotated[str, typer.Option(metavar="NAME", help="The target's size: 4b, 70b.")] = "4b",
+    tile: Annotated[
+        int,
+        typer.Option(metavar="N", help="Make stairs of the roofline, N tokens each; 1: smooth."),
+    ] = 1,
     draft_length: Annotated[int, typer.Option(metavar="G", help="Tokens that can be drafted.")] = 7,
     workload: Annotated[
         str, typer.Option(metavar="CLASS=SHARE,..", help="Shares of math, code and chat.")
@@ -59,7 +63,7 @@ def simulate(
 
     load = Workload(_shares(workload), prompt_tokens, output_tokens)
     concurrencies = _numbers(concurrency)
-    described, curve_at = _curves(curve, hardware, target_class, load, draft_length)
+    described, curve_at = _curves(curve, hardware, target_class, load, draft_length, tile)
     found = compare_policies(
         policy or _POLICIES,
         curve_at,
@@ -96,12 +100,13 @@ def _line(described: dict[str, Any]) -> str:
 
 
 def _curves(
-    file: str | None, hardware: str, target_class: str, workload: Workload, draft_length: int
+    file: str | None, hardware: str, target_class: str, workload: Workload, draft_length: int, tile: int
 ) -> tuple[dict[str, Any], Callable[[int], SpsCurve]]:
     """What the curve is, and the curve for each number of requests."""
     from deepspec.curves import SpsCurve
     from deepspec.errors import ConfigError, nearest
-    from deepspec.roofline import HARDWARE, TARGETS, roofline_curve
+    from deepspec.roofline import HARDWARE, TARGETS, roofline_curve, tiled
+    from deepspec.simulate.serving import PREFILL_CHUNK
 
     if file is not None:
         curve = SpsCurve.read(file)
@@ -111,16 +116,18 @@ def _curves(
             raise ConfigError(f"unknown {kind} {name!r}; {nearest(name, known)}")
 
     def at(num_requests: int) -> SpsCurve:
-        return roofline_curve(
+        most = num_requests * (1 + draft_length) + PREFILL_CHUNK
+        smooth = roofline_curve(
             HARDWARE[hardware],
             TARGETS[target_class],
             num_requests=num_requests,
             context_length=workload.context_length,
-            most_tokens=num_requests * (1 + draft_length) + 512,
+            most_tokens=most,
         )
+        return smooth if tile == 1 else tiled(smooth, tile, most)
 
     described = {"modelled": True, "hardware": HARDWARE[hardware].name, "model": TARGETS[target_class].name}
-    return {**described, "context_length": workload.context_length}, at
+    return {**described, "tile": tile, "context_length": workload.context_length}, at
 
 
 def _shares(given: str) -> dict[str, float]:

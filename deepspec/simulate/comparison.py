@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,8 +18,6 @@ from deepspec.validation import validate
 
 if TYPE_CHECKING:
     import pluggy
-
-_POINT = ("tokens_per_s", "tokens_per_s_per_user", "verify_budget", "tbt_ms_p50", "tbt_ms_p99")
 
 
 def build_policy(given: str, draft_length: int, manager: pluggy.PluginManager | None = None) -> LengthPolicy:
@@ -124,7 +121,15 @@ def compare_policies(
                 arrivals=arrivals,
                 seed=seed,
             )
-            values = asdict(served)
-            points.append({"concurrency": concurrency, **{key: values[key] for key in _POINT}})
+            points.append(
+                {
+                    "concurrency": concurrency,
+                    "tokens_per_s": served.tokens_per_s,
+                    "tokens_per_s_per_user": served.tokens_per_s_per_user,
+                    "verify_budget": served.verify_budget,
+                    "tbt_ms_p50": served.tbt_ms_p50,
+                    "tbt_ms_p99": served.tbt_ms_p99,
+                }
+            )
         found.append({"policy": name, "points": points})
     return found

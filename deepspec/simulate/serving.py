@@ -21,7 +21,8 @@ from deepspec.kernels.schedule import check_survival
 from deepspec.simulate.acceptance import AcceptanceModel
 from deepspec.simulate.workload import Requests
 
-_EMPTY = torch.empty((0, 0), dtype=torch.float64)
+#: Prompt tokens that a step takes in at most, as serving engines have it; with fewer they hold up all.
+PREFILL_CHUNK = 2048
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def serve(
     *,
     num_slots: int,
     num_steps: int,
-    prefill_chunk: int = 512,
+    prefill_chunk: int = PREFILL_CHUNK,
     warm_up: float = 0.2,
     seed: int = 0,
     foresees: bool = False,

@@ -10,6 +10,7 @@ from deepspec.roofline import HARDWARE, TARGETS, roofline_curve, tiled
 from deepspec.simulate import Workload, build_policy
 from deepspec.simulate.comparison import context, serve_point
 from deepspec.simulate.oracle import OracleLength
+from deepspec.simulate.serving import PREFILL_CHUNK
 
 #: Short answers mix sooner: the same figures in fewer steps.
 WORKLOAD = Workload(prompt_tokens=64, output_tokens=64)
@@ -23,7 +24,7 @@ def curve_of(target: str, concurrency: int) -> SpsCurve:
         TARGETS[target],
         num_requests=concurrency,
         context_length=512,
-        most_tokens=8 * concurrency + 512,
+        most_tokens=8 * concurrency + PREFILL_CHUNK,
     )
 
 
@@ -60,5 +61,5 @@ def test_the_verify_budget_falls_with_load() -> None:
 
 
 def test_cliff_is_ahead_of_the_prefix_scheduler_on_stairs() -> None:
-    stairs = tiled(curve_of("70b", 32), 64, 8 * 32 + 512)
+    stairs = tiled(curve_of("70b", 32), 64, 8 * 32 + PREFILL_CHUNK)
     assert rate("cliff", stairs, 32) > 1.1 * rate("prefix", stairs, 32)

@@ -58,6 +58,7 @@ BAD_INPUT = [
     ["simulate", "--concurrency", "-3"],
     ["simulate", "--concurrency", "few"],
     ["simulate", "--hardware", "h20"],
+    ["simulate", "--tile", "0"],
     ["simulate", "--workload", "maths=1"],
     ["simulate", "--arrivals", "poisson:-1"],
     ["simulate", "--arrivals", "absent.json"],

@@ -224,6 +224,34 @@ def _at_equal_compute(found: dict[str, Any]) -> str:
     )
 
 
+def _draft_length_table(record: dict[str, Any]) -> str:
+    found = record["result"]
+    short, long = found["lengths_compared"]
+    rows = [
+        f"| requests | G | draft, ms (model) | verify, ms (model) | round, ms | {long} for {short} adds |",
+        "|---|---|---|---|---|---|",
+    ]
+    added = {one["requests"]: one["drafting"] for one in found["added"]}
+    for cell in found["cells"]:
+        both = (
+            f"{cell[name]['median']:.1f} ({cell['model'][name]:.1f})" for name in ("draft_ms", "verify_ms")
+        )
+        share = added[cell["requests"]] if cell["draft_length"] == long else None
+        more = "" if share is None else "{median:.1%} ({q1:.1%} to {q3:.1%})".format(**share)
+        whole = "{median:.1f} ({q1:.1f}–{q3:.1f})".format(**cell["round_ms"])
+        rows.append(
+            f"| {cell['requests']} | {cell['draft_length']} | {' | '.join(both)} | {whole} | {more} |"
+        )
+    low, high = found["published_share_at_128"]
+    head = (
+        f"What drafting more takes: {found['strategy']}, on the demo target, everything verified; the last "
+        "column is what drafting alone adds, as a share of the shorter round. The model is the larger of "
+        "arithmetic and weights read, without attention, sampling and host. Published, on GPUs at batch 128: "
+        f"{low:.1%} to {high:.1%}."
+    )
+    return "\n".join([head, "", *rows, "", _machine(record)])
+
+
 def _mean_at(rows: dict[int, dict[str, Any]], steps: int) -> float:
     return float(rows[steps]["accepted_length"]["mean"]) if steps in rows else 0.0
 
@@ -246,6 +274,7 @@ _TABLES = {
     "strategies": _strategies_table,
     "strategies-cuda": _strategies_table,
     "divergence": _divergence_table,
+    "draft-length": _draft_length_table,
 }
 _BEST = 5
 

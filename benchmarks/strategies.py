@@ -33,23 +33,25 @@ from deepspec.train.optimizer import peak_learning_rate
 from deepspec.types import StepRecord
 
 ROWS, LENGTH = 8, 256
+#: DSpark as published, whatever its default is by now.
+PAPER = {"objective": "paper"}
 #: A variant's strategy, and what is changed of it.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "eagle3": ("eagle3", {}),
     "eagle3-every": ("eagle3", {}),
     "dflash-2": ("dflash", {"drafter": {"num_layers": 2}}),
     "dflash-5": ("dflash", {"drafter": {"num_layers": 5}}),
-    "dspark-2": ("dspark", {"drafter": {"num_layers": 2}}),
-    "dspark-5": ("dspark", {"drafter": {"num_layers": 5}}),
+    "dspark-2": ("dspark", {**PAPER, "drafter": {"num_layers": 2}}),
+    "dspark-5": ("dspark", {**PAPER, "drafter": {"num_layers": 5}}),
     "mtp-recycled": ("mtp", {"drafter": {"modules": 1}}),
     "mtp-distinct": ("mtp", {"drafter": {"modules": "each"}}),
     "draft_model": ("draft_model", {}),
     "dspark-2-none": (
         "dspark",
-        {"drafter": {"num_layers": 2}, "head": {"type": "none", "confidence": "linear"}},
+        {**PAPER, "drafter": {"num_layers": 2}, "head": {"type": "none", "confidence": "linear"}},
     ),
-    "dspark-2-gated": ("dspark", {"drafter": {"num_layers": 2}, "head": "gated"}),
-    "dspark-2-rnn": ("dspark", {"drafter": {"num_layers": 2}, "head": "rnn"}),
+    "dspark-2-gated": ("dspark", {**PAPER, "drafter": {"num_layers": 2}, "head": "gated"}),
+    "dspark-2-rnn": ("dspark", {**PAPER, "drafter": {"num_layers": 2}, "head": "rnn"}),
 }
 #: Anchors per row where they are not training's default: Eagle 3's paper unrolls at every position.
 ANCHORS = {"eagle3-every": LENGTH}

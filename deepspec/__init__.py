@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deepspec.engine import Engine, SamplingParams
     from deepspec.errors import DeepSpecError
-    from deepspec.evaluate import compare, evaluate
+    from deepspec.evaluate import calibrate, compare, evaluate
     from deepspec.generate import generate
     from deepspec.hookspecs import HOOK_API, hookimpl
     from deepspec.runs import load
@@ -32,6 +32,7 @@ __all__ = [
     "SamplingParams",
     "Strategy",
     "__version__",
+    "calibrate",
     "compare",
     "evaluate",
     "generate",
@@ -47,6 +48,7 @@ _HOMES = {
     "Engine": "deepspec.engine",
     "SamplingParams": "deepspec.engine",
     "Strategy": "deepspec.strategy",
+    "calibrate": "deepspec.evaluate",
     "compare": "deepspec.evaluate",
     "evaluate": "deepspec.evaluate",
     "generate": "deepspec.generate",

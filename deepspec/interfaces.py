@@ -18,16 +18,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, NewType, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from deepspec.calibrator import Calibrator as Calibrator
+from deepspec.calibrator import OnlineCalibrator as OnlineCalibrator
+from deepspec.calibrator import SeenRounds as SeenRounds
 from deepspec.context import BuildContext as BuildContext
 from deepspec.context import Readout as Readout
 from deepspec.context import TargetInfo as TargetInfo
 from deepspec.curves import SpsCurve
+from deepspec.parts import Part as Part
+from deepspec.parts import PartConfig as PartConfig
+from deepspec.parts import TokenId as TokenId
 from deepspec.types import (
     AnchorBlocks,
     Anchors,
@@ -41,26 +46,7 @@ from deepspec.types import (
     Verdict,
 )
 
-
-class PartConfig(BaseModel):
-    """Base of every part's ``Config``: frozen, unknown keys are errors, a default is written once."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-#: Type of an option that is a token id of the target. ``deepspec check``, whose targets have a handful of
-#: tokens, puts one of those in the place of a larger id.
-TokenId = NewType("TokenId", int)
-
 StateT = TypeVar("StateT")
-
-
-class Part(ABC):
-    """What all five kinds share: a name to select it by, and a configuration class of its own."""
-
-    name: ClassVar[str]
-    kind: ClassVar[str]
-    Config: ClassVar[type[PartConfig]] = PartConfig
 
 
 class BaseDrafter(Part, nn.Module):
@@ -234,23 +220,6 @@ class SequentialHead(Part, nn.Module, Generic[StateT]):
     @abstractmethod
     def block(self, previous: Tensor, hidden: Tensor) -> HeadStep:
         """Training: ``[N, G]`` and ``[N, G, H]`` in, latent ``[N, G, Z]`` and confidence ``[N, G]`` out."""
-
-
-class Calibrator(Part, ABC):
-    """What does a confidence mean as a probability?"""
-
-    kind = "calibrator"
-
-    def __init__(self, config: PartConfig, context: BuildContext) -> None:
-        self.config = config
-        self.context = context
-
-    @abstractmethod
-    def conditional(self, confidence: Tensor) -> Tensor:
-        """Logits ``[R, G]`` to conditional acceptance c_k in (0, 1), monotone at each position.
-
-        The core takes the cumulative product afterwards, so survival never increases.
-        """
 
 
 class LengthPolicy(Part, ABC):

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepspec.config import RunConfig
 from deepspec.errors import CheckpointError, ConfigError
 from deepspec.paths import DEMO, asset, written_whole
+from deepspec.records import TrainingCost
 from deepspec.validation import validate
 
 if TYPE_CHECKING:
@@ -30,32 +31,6 @@ _STEP_PREFIX = "step-"
 
 
 @dataclass(frozen=True)
-class TrainingCost:
-    """What training took; None for what a run does not say, as older ones say nothing of FLOPs.
-
-    Attributes:
-        train_tokens: of text, padding left out.
-        train_seconds: in optimiser steps, without validations and checkpoints.
-        train_flops: floating-point operations of the steps (``train/flops.py`` says which are counted).
-        train_flops_target: those among them of the frozen target's forward, which makes the features.
-    """
-
-    train_tokens: int | None = None
-    train_seconds: float | None = None
-    train_flops: int | None = None
-    train_flops_target: int | None = None
-
-    @classmethod
-    def of_state(cls, state: Mapping[str, Any]) -> TrainingCost:
-        """What a checkpoint's ``state.json`` says."""
-        return cls(**{field.name: state.get(field.name) for field in fields(cls)})
-
-    def __add__(self, other: TrainingCost) -> TrainingCost:
-        pairs = zip(astuple(self), astuple(other), strict=True)
-        return TrainingCost(*(None if a is None or b is None else a + b for a, b in pairs))
-
-
-@dataclass(frozen=True)
 class Run:
     """A loaded run: the draft model at ``step``, the target it was trained for, and what training took."""
 
@@ -64,7 +39,7 @@ class Run:
     target: Target
     parts: Parts
     step: int
-    cost: TrainingCost = TrainingCost()
+    cost: TrainingCost = field(default_factory=TrainingCost)
 
 
 @dataclass(frozen=True)
@@ -86,8 +61,11 @@ def load(
     target_device: str | None = None,
     trust_remote_code: bool = False,
     target: Target | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> Run:
     """Load the newest checkpoint of a run folder, or the shipped drafter ``demo``, with its target.
+
+    A calibrator that ``deepspec calibrate`` stored takes the place of the run's own.
 
     A target from the hub is taken at the commit that the drafter was trained for, wherever its branch is now.
 
@@ -98,27 +76,31 @@ def load(
         trust_remote_code: whether the target's own Python code may run; a run folder may be somebody
             else's, so what its configuration says of this does not count.
         target: the run's target, when it is loaded already.
+        changes: other parts to decode with: calibrator, policy and verifier, and the head's ``confidence``.
 
     Raises:
+        ConfigError: other changes, or parts that do not fit.
         CheckpointError: no run there, a newer format, unreadable weights, or another target than it was
             trained for.
         TargetError: the target cannot be loaded.
     """
+    from deepspec.redecoding import calibration_of, check_changes, redecoded
     from deepspec.target import load_target
     from deepspec.target.load import resolve_device
     from deepspec.train.assemble import assemble
     from deepspec.train.checkpoint import read_weights
 
     folder = run_folder(run)
-    checkpoint, state = _newest_state(folder)  # its format first: a newer one may
+    checkpoint, state = newest_state(folder)  # its format first: a newer one may
     config = read_config(folder)  # have settings that this version does not know
     place = resolve_device(device)
-    changes = {"device": target_device, "trust_remote_code": trust_remote_code}
+    placed = {"device": target_device, "trust_remote_code": trust_remote_code}
     built = pinned(config, state)
-    target = target or load_target(built.target.model_copy(update=changes), device=str(place))
+    target = target or load_target(built.target.model_copy(update=placed), device=str(place))
     check_target(state, target, folder)
     parts = assemble(built.strategy, target, device=place, dtype=target.dtype, seed=config.seed)
     read_weights(checkpoint, parts)
+    parts = redecoded(parts, {**calibration_of(state), **check_changes(changes or {})})
     parts.modules().eval()
     cost = TrainingCost.of_state(state)
     return Run(path=folder, config=config, target=target, parts=parts, step=int(state["step"]), cost=cost)
@@ -137,7 +119,7 @@ def load_all(
     trained for different targets; else as :func:`load`.
     """
     _check_together(runs)
-    options = {"device": device, "target_device": target_device}
+    options: dict[str, Any] = {"device": device, "target_device": target_device}
     loaded: list[Run] = []
     for run in runs:
         target = loaded[0].target if loaded else None
@@ -158,7 +140,7 @@ def _check_together(runs: Sequence[Run | str | Path]) -> None:
         folder = run.path if isinstance(run, Run) else run_folder(run)
         if folder.absolute() in targets:
             raise ConfigError(f"run {folder} is given twice; give each once")
-        found = target_record(run.target) if isinstance(run, Run) else _newest_state(folder)[1]["target"]
+        found = target_record(run.target) if isinstance(run, Run) else newest_state(folder)[1]["target"]
         targets[folder.absolute()] = found
     (first, wanted), *others = targets.items()
     for folder, found in others:
@@ -222,7 +204,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def _newest_state(folder: Path) -> tuple[Path, dict[str, Any]]:
+def newest_state(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint of a run folder and its state; raises CheckpointError when there is none."""
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
         read_config(folder)  # says so when there is no run at all

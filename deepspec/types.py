@@ -11,11 +11,16 @@ are indexed by request use the order of ``slots``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from torch import Tensor
+
+from deepspec.records import RequestRound as RequestRound
+from deepspec.records import RoundRecord as RoundRecord
+from deepspec.records import StepRecord as StepRecord
+from deepspec.records import TracedStep as TracedStep
 
 
 @dataclass(frozen=True)
@@ -158,11 +163,6 @@ class Sampling:
     any_greedy: bool
     unit: bool
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the logits are taken as they are: temperature 1 and no truncation anywhere."""
-        return self.unit and self.top_k is None and self.top_p is None and self.min_p is None
-
 
 @dataclass(frozen=True)
 class Draft:
@@ -246,75 +246,3 @@ class Load:
     past_accepted: tuple[float, ...] = ()
     rounds_short: int = 0
     earlier_survival: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class RequestRound:
-    """One request's share of a round, host side.
-
-    Attributes:
-        request_id: the engine's number of the request.
-        drafted, verified, accepted: counts with ``accepted <= verified <= drafted``.
-        emitted: tokens that joined the output: accepted + 1, fewer when a stop token or the maximum cut it.
-        stopped: whether a stop token ended the request in this round.
-        tokens: the emitted tokens.
-        rejected: the first draft token that was refused, or None.
-    """
-
-    request_id: int
-    drafted: int
-    verified: int
-    accepted: int
-    emitted: int
-    stopped: bool
-    tokens: tuple[int, ...]
-    rejected: int | None = None
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """One engine step, as ``deepspec_round_verified`` observers see it; nothing past a rejection is exposed.
-
-    Attributes:
-        requests: the requests that were verified in this step.
-        verify_tokens: B, tokens in the target step, prefill included.
-        prefill_tokens: how many of them were prompt tokens.
-        draft_ms, verify_ms, other_ms: wall time of drafting, of target forward and verdict, of the rest.
-        kv_tokens: positions held in the target's KV slots after the step.
-    """
-
-    requests: tuple[RequestRound, ...]
-    verify_tokens: int
-    prefill_tokens: int
-    draft_ms: float
-    verify_ms: float
-    other_ms: float
-    kv_tokens: int
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """One optimiser step, as ``deepspec_step_trained`` observers see it.
-
-    Attributes:
-        step: 1-based.
-        num_steps: planned steps.
-        loss: the weighted total; ``terms`` holds each term before weighting.
-        expected_accepted_length: 1 + sum over k of the product of (1 - TV) up to k, on the batch of the last
-            step that measured it.
-        learning_rate: the peak times the schedule's factor.
-        gradient_norm: before clipping.
-        tokens_per_s: tokens of training text per second over the last ``train.log_every`` steps, without
-            what lies between steps (checkpoints, validations).
-        seconds_left: estimate of the remaining training time.
-    """
-
-    step: int
-    num_steps: int
-    loss: float
-    terms: dict[str, float] = field(default_factory=dict)
-    expected_accepted_length: float = 0.0
-    learning_rate: float = 0.0
-    gradient_norm: float = 0.0
-    tokens_per_s: float = 0.0
-    seconds_left: float = 0.0

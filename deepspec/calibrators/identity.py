@@ -11,6 +11,7 @@ class IdentityCalibrator(Calibrator):
     """c_k = sigmoid(confidence logit)."""
 
     name = "identity"
+    recordable = True
 
     def conditional(self, confidence: Tensor) -> Tensor:
         """See :class:`deepspec.interfaces.Calibrator`."""

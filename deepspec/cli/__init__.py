@@ -12,7 +12,19 @@ from typing import Annotated
 
 import typer
 
-from deepspec.cli import check, compare, config, doctor, evaluate, generate, plugins, runs, simulate, train
+from deepspec.cli import (
+    calibrate,
+    check,
+    compare,
+    config,
+    doctor,
+    evaluate,
+    generate,
+    plugins,
+    runs,
+    simulate,
+    train,
+)
 from deepspec.cli.failures import report_failures
 
 app = typer.Typer(
@@ -44,6 +56,7 @@ def _root(
 
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("calibrate")(calibrate.calibrate)
 app.command("compare")(compare.compare)
 app.command("generate")(generate.generate)
 app.command("simulate")(simulate.simulate)

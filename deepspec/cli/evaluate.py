@@ -53,6 +53,13 @@ def evaluate(
             "--against-verifier", metavar="NAME", help="Also decode with this verifier, and compare τ."
         ),
     ] = None,
+    trace: Annotated[
+        str | None, typer.Option("--trace", metavar="FILE", help="Write the rounds as Parquet.")
+    ] = None,
+    timeline: Annotated[
+        str | None,
+        typer.Option("--timeline", metavar="FILE", help="Write the steps as JSON for Chrome or Perfetto."),
+    ] = None,
     device: DeviceFlag = None,
     target_device: TargetDeviceFlag = None,
     trust_remote_code: TrustFlag = False,
@@ -90,6 +97,8 @@ def evaluate(
         config=joined(loaded.config.eval, given),
         against_transformers=against_transformers,
         against_verifier=against_verifier,
+        trace=trace,
+        timeline=timeline,
     )
     if json:
         return print_json(report.to_json())

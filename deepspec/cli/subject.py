@@ -25,7 +25,11 @@ TargetFlag = Annotated[
 ]
 OptionFlag = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="With --strategy: any value, as in draft_length=5."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="With --strategy any value; of a run head.confidence, calibrator, policy, verifier.",
+    ),
 ]
 
 
@@ -42,7 +46,7 @@ def open_subject(
     """Load the one that was given; raises ConfigError when both or none were."""
     from deepspec.composed import compose
     from deepspec.errors import ConfigError
-    from deepspec.layers import resolve
+    from deepspec.layers import parse_sets, resolve
     from deepspec.runs import load
 
     if run is not None and strategy is not None:
@@ -53,9 +57,15 @@ def open_subject(
             "a strategy that needs no training"
         )
     if run is not None:
-        if target is not None or sets:
-            raise ConfigError("--target and --set go with --strategy; a run has its own target and settings")
-        return load(run, device=device, target_device=target_device, trust_remote_code=trust_remote_code)
+        if target is not None:
+            raise ConfigError("--target goes with --strategy; a run has its own target")
+        return load(
+            run,
+            device=device,
+            target_device=target_device,
+            trust_remote_code=trust_remote_code,
+            changes=parse_sets(sets or ()),
+        )
     flags = {
         "target.name": target,
         "target.device": target_device,

@@ -5,7 +5,7 @@ What a model-free drafter proposes is taken as certain, whatever its lengths.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from deepspec.errors import PluginError
-from deepspec.interfaces import Proposer, Readout
+from deepspec.interfaces import Drafter, OnlineCalibrator, Proposer, Readout
 from deepspec.kernels import DrawStep, backend_for
 from deepspec.kernels.reference import Chooser, draw_step
 from deepspec.sampling import Drawn, scale
@@ -47,23 +47,56 @@ def run_draft(
 
     ``choose`` stands in for the sampler where every block is enumerated, and reads what ``noise`` holds then.
     """
-    drafter, head = parts.drafter, parts.head
+    drafter = parts.drafter
     if isinstance(drafter, Proposer):
         return _proposed(drafter, anchors)
-    readout = drafter.readout()
     state = drafter.begin(anchors)
-    whole = drafter.parallel_hidden(state)
-    first = drafter.step(state, 0, anchors.tokens)
-    memory = head.begin(first)
+    hidden = drafter.parallel_hidden(state)
+    if hidden is None:
+        steps = partial(drafter.step, state)
+        return _draw_steps(parts, anchors.tokens, steps, None, sampling, noise, choose)
+    return draft_block(parts, hidden, anchors.tokens, sampling, noise, choose)
+
+
+def draft_block(
+    parts: Parts,
+    hidden: Tensor,
+    anchors: Tensor,
+    sampling: Sampling,
+    noise: Tensor,
+    choose: Chooser | None = None,
+) -> Drafted:
+    """The tokens after ``anchors [R]`` from a parallel drafter's hidden states ``[R, >= G, H]``.
+
+    See :func:`run_draft` for the rest.
+    """
+    assert isinstance(parts.drafter, Drafter), "a proposer has no hidden states"
+    base = readout_logits(hidden[:, : noise.shape[1]], parts.drafter.readout())
+    return _draw_steps(parts, anchors, lambda k, _: hidden[:, k], base, sampling, noise, choose)
+
+
+def _draw_steps(
+    parts: Parts,
+    anchors: Tensor,
+    steps: Callable[[int, Tensor], Tensor],
+    base: Tensor | None,
+    sampling: Sampling,
+    noise: Tensor,
+    choose: Chooser | None,
+) -> Drafted:
+    """Head and sampler, position by position; ``base [R, G, Vd]`` is None where logits wait for the step."""
+    drafter, head = parts.drafter, parts.head
+    assert isinstance(drafter, Drafter), "a proposer has no steps"
+    readout = drafter.readout()
+    previous, hidden = anchors, steps(0, anchors)
+    memory = head.begin(hidden)
     draw: DrawStep = partial(draw_step, choose=choose)
     if choose is None:
-        draw = backend_for(first.device, first.dtype).draw_step
-    base = None if whole is None else readout_logits(whole[:, : anchors.num_draft], readout)
-    previous, hidden = anchors.tokens, first
+        draw = backend_for(hidden.device, hidden.dtype).draw_step
     columns: list[_Column] = []
-    for k in range(anchors.num_draft):
+    for k in range(noise.shape[1]):
         if k > 0:
-            hidden = drafter.step(state, k, previous)
+            hidden = steps(k, previous)
         step, memory = head.step(previous, hidden, memory)
         logits = readout_logits(hidden, readout) if base is None else base[:, k]
         weight = head.output_weight
@@ -88,13 +121,23 @@ def check_lengths(parts: Parts, lengths: Iterable[int]) -> None:
         )
 
 
-def draft_survival(parts: Parts, drafted: Drafted, device: torch.device) -> Tensor:
-    """Survival ``[R, G]`` of what was drafted, as the policy is told it: ones where it reads none."""
+def draft_survival(
+    parts: Parts, drafted: Drafted, device: torch.device, classes: Tensor | None = None
+) -> Tensor:
+    """Survival ``[R, G]`` of what was drafted, as the policy is told it: ones where it reads none.
+
+    ``classes`` int64 ``[R]`` are the requests' traffic classes, all 0 when None.
+    """
     shape, confidence = drafted.draft.tokens.shape, drafted.confidence
     if confidence is None or not parts.policy.needs_confidence:
         return torch.ones(shape, device=device)
     confidence = confidence.to(torch.promote_types(confidence.dtype, torch.float32))
-    return parts.calibrator.conditional(confidence).cumprod(dim=1).to(device)
+    calibrator = parts.calibrator
+    if isinstance(calibrator, OnlineCalibrator):
+        conditional = calibrator.conditional(confidence, classes)
+    else:
+        conditional = calibrator.conditional(confidence)
+    return conditional.cumprod(dim=1).to(device)
 
 
 def _proposed(drafter: Proposer, anchors: Anchors) -> Drafted:

@@ -19,11 +19,12 @@ from deepspec.engine.plain import plain_parts
 from deepspec.engine.queue import RequestQueue, StepPlan
 from deepspec.engine.request import Completion, Request, TokenEvent
 from deepspec.errors import ConfigError
+from deepspec.interfaces import OnlineCalibrator
 from deepspec.resources import memory
 from deepspec.sampling import SamplingParams, request_seed
 from deepspec.strategy import Parts
 from deepspec.target import DecodingTarget
-from deepspec.types import RequestRound, RoundRecord
+from deepspec.types import RequestRound, RoundRecord, TracedStep
 
 DEFAULT_MAX_POSITIONS = 2048
 
@@ -39,6 +40,7 @@ class Engine:
         prefill_chunk: prompt tokens that a step takes in at most.
         seed: gives every request without a seed its own.
         observers: called with each step's record.
+        tracer: called with each step that verified something; a traced step also works out the chances.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Engine:
         prefill_chunk: int = 512,
         seed: int = 0,
         observers: Sequence[Callable[[RoundRecord], None]] = (),
+        tracer: Callable[[TracedStep], None] | None = None,
     ) -> None:
         limit = target.info.max_positions
         self.max_positions = min(limit, DEFAULT_MAX_POSITIONS) if max_positions is None else max_positions
@@ -61,19 +64,22 @@ class Engine:
                 raise ConfigError(f"{name} is {value}; allowed is an integer >= 1")
         self.target = target
         given = plain_parts(target.info) if parts is None else parts
-        # Weights are shared with ``parts``; what ``allocate`` makes belongs to this engine alone.
-        self.parts = replace(given, drafter=copy(given.drafter))
+        # Weights are shared with ``parts``; what ``allocate`` and ``begin`` make is this engine's own.
+        self.parts = replace(given, drafter=copy(given.drafter), calibrator=copy(given.calibrator))
         room = self.max_positions + self.parts.drafter.context.draft_length + 1
         most_tokens = max_batch * (1 + self.parts.drafter.context.draft_length) + prefill_chunk
         curve = curve_table(self.parts.policy, most_tokens, target.device)
-        self._loop = Loop(target, self.parts, target.new_slots(max_batch, room), curve)
+        slots = target.new_slots(max_batch, room)
+        self._loop = Loop(target, self.parts, slots, curve, traced=tracer is not None)
         self.parts.modules().eval()
         draft_device = self.parts.drafter.context.target.embedding.device
         with memory(lambda: _needs_memory(max_batch, room)):
             self.parts.drafter.allocate(max_batch, room, target.dtype, draft_device)
+        if isinstance(self.parts.calibrator, OnlineCalibrator):
+            self.parts.calibrator.begin(draft_device)
         self._queue = RequestQueue(max_batch, prefill_chunk)
         self._seed, self._count = seed, 0
-        self._observers = tuple(observers)
+        self._observers, self._tracer = tuple(observers), tracer
         self._cancelled: list[TokenEvent] = []
         self.completions: dict[int, Completion] = {}
 
@@ -82,14 +88,20 @@ class Engine:
         """Whether a request is waiting or running, or an event has not been delivered."""
         return bool(self._queue) or bool(self._cancelled)
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams | None = None) -> int:
+    def submit(
+        self, prompt: Sequence[int], params: SamplingParams | None = None, *, traffic_class: int = 0
+    ) -> int:
         """Queue a prompt; returns the request's number.
 
+        ``traffic_class`` says what it is like; an online calibrator learns each class by itself.
+
         Raises:
-            ConfigError: an empty or too long prompt, or a token id that the target does not have.
+            ConfigError: an empty or too long prompt, a token id that the target does not have, or a class
+                that the calibrator does not know.
         """
         params = params or SamplingParams()
         self._check(prompt, params)
+        self._check_class(traffic_class)
         number = self._count
         self._count += 1
         own_stops = () if params.ignore_stop else self.target.stop_token_ids
@@ -100,6 +112,7 @@ class Engine:
             stop_ids=frozenset((*own_stops, *params.stop_token_ids)),
             prompt_length=len(prompt),
             tokens=list(prompt),
+            traffic_class=traffic_class,
         )
         self._queue.add(request)
         return number
@@ -121,6 +134,7 @@ class Engine:
             return events
         started = time.perf_counter()
         outcome = self._loop.run(plan)
+        positions = tuple(len(request.tokens) - 1 for request in plan.decoding)
         rounds = self._commit(plan, outcome, events)
         extending = time.perf_counter()
         self._extend(plan, outcome)
@@ -128,7 +142,8 @@ class Engine:
         for request in outcome.requests:
             if request.finish_reason is not None:
                 self._finish(request)
-        self._observe(plan, outcome, rounds, 1e3 * (ended - extending), 1e3 * (ended - started))
+        extend_ms, total_ms = 1e3 * (ended - extending), 1e3 * (ended - started)
+        self._observe(plan, outcome, rounds, positions, extend_ms, total_ms)
         return events
 
     def run(
@@ -189,6 +204,13 @@ class Engine:
                 f"prompt token {wrong} is not in the target's vocabulary; allowed are 0..{vocab_size - 1}"
             )
 
+    def _check_class(self, given: int) -> None:
+        calibrator = self.parts.calibrator
+        known = calibrator.num_classes if isinstance(calibrator, OnlineCalibrator) else None
+        if given < 0 or (known is not None and given >= known):
+            allowed = "an integer >= 0" if known is None else f"0..{known - 1} (calibrator.num_classes)"
+            raise ConfigError(f"traffic class {given}; allowed is {allowed}")
+
     def _commit(self, plan: StepPlan, outcome: StepOutcome, events: list[TokenEvent]) -> list[RequestRound]:
         """Append what was gained to each request, note events and rounds."""
         rounds = []
@@ -235,10 +257,11 @@ class Engine:
         plan: StepPlan,
         outcome: StepOutcome,
         rounds: list[RequestRound],
+        positions: tuple[int, ...],
         extend_ms: float,
         total_ms: float,
     ) -> None:
-        if not self._observers:
+        if not self._observers and self._tracer is None:
             return
         draft_ms = outcome.draft_ms + extend_ms
         record = RoundRecord(
@@ -252,6 +275,10 @@ class Engine:
         )
         for observer in self._observers:
             observer(record)
+        if self._tracer is not None and outcome.signals.size:
+            confidence, chances = outcome.signals[:, 0], outcome.signals[:, 1]
+            classes = tuple(request.traffic_class for request in plan.decoding)
+            self._tracer(TracedStep(record, positions, classes, confidence, chances))
 
 
 def _needs_memory(num_slots: int, max_positions: int) -> str:

@@ -8,7 +8,6 @@ nobody waits for the lengths.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,12 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepspec.engine.draft import check_lengths, draft_survival, run_draft
+from deepspec.engine.chances import acceptance_chances
+from deepspec.engine.draft import check_lengths
+from deepspec.engine.halves import Halves
 from deepspec.engine.history import RoundHistory
 from deepspec.engine.noise import round_noise
 from deepspec.engine.queue import StepPlan
 from deepspec.engine.request import Request
-from deepspec.interfaces import RoundUniforms
+from deepspec.engine.transfer import as_floats, as_words, to_host
+from deepspec.interfaces import OnlineCalibrator, RoundUniforms, SeenRounds
 from deepspec.sampling import SamplingParams, batch_sampling
 from deepspec.strategy import Parts
 from deepspec.target import DecodingTarget
@@ -38,6 +40,8 @@ class StepOutcome:
     Attributes:
         requests: those with a verdict: the decoding ones, then those whose prompt ended, in plan order.
         accepted, bonus, verified, drafted: R numbers each. drafts: R rows of G tokens.
+        signals: float32 ``[R, n, G]`` of the decoding requests, n = 2 where the step is traced, else 0:
+            confidence logits and acceptance chances, NaN where there is none.
         spans: what went through the target, decoding requests first, then chunks.
         features: target features of the spans' rows.
         draft_ms, verify_ms: wall time up to the end of each half.
@@ -49,6 +53,7 @@ class StepOutcome:
     verified: list[int]
     drafted: list[int]
     drafts: list[list[int]]
+    signals: NDArray[np.float32]
     spans: tuple[Span, ...]
     features: Features
     draft_ms: float
@@ -61,12 +66,16 @@ class _Round:
 
     Attributes:
         counts, lengths: int64 ``[R]`` on device, how many tokens were drafted and are verified.
+        confidence: logits ``[R, G]`` on the drafter's device, None where the head gives none.
+        classes: int64 ``[R]`` there, the requests' traffic classes.
         rows: how many drafted tokens of each request go through the target (host side).
     """
 
     draft: Draft
     counts: Tensor
     lengths: Tensor
+    confidence: Tensor | None
+    classes: Tensor
     anchors: Tensor
     rows: list[int]
     noise: RoundUniforms
@@ -77,17 +86,22 @@ class Loop:
     """Drives one target and one set of parts over one set of KV slots."""
 
     def __init__(
-        self, target: DecodingTarget, parts: Parts, cache: Any, steps_per_second: Tensor | None
+        self,
+        target: DecodingTarget,
+        parts: Parts,
+        cache: Any,
+        steps_per_second: Tensor | None,
+        *,
+        traced: bool = False,
     ) -> None:
-        self.target, self.parts, self.cache = target, parts, cache
+        self.target, self.parts, self.cache, self.traced = target, parts, cache, traced
         self._steps_per_second = steps_per_second
         self._history = RoundHistory(parts.drafter.context.draft_length)
-        #: Survival of the last two rounds that drafted, on device.
-        self._survivals: deque[Tensor] = deque(maxlen=2)
         self._layers = parts.drafter.target_layers
         self._draft_device = parts.drafter.context.target.embedding.device
         self.packs_rows = target.device.type == "cpu"  # elsewhere nobody waits for the lengths
         self._last_sampling: tuple[tuple[SamplingParams, ...], Sampling] | None = None
+        self.halves = Halves(target, parts)
         target.check_layers(self._layers)
 
     def run(self, plan: StepPlan) -> StepOutcome:
@@ -98,23 +112,24 @@ class Loop:
         num_draft = self.parts.policy.draft_length(load) if plan.decoding else 0
         begun = self._draft(plan.decoding, num_draft, load) if plan.decoding else None
         drafted = time.perf_counter()
-        spans, features, logits = self._forward(plan, begun)
-        verdicts, lengths, counts, drafts = [], [], [], []
+        spans, features, hidden = self._forward(plan, begun)
+        # Only a step without prompts, and untraced, reads its logits inside the verdict.
+        logits = self.target.logits(hidden) if plan.chunks or self.traced else None
+        columns: list[list[Tensor]] = []
+        signals: list[Tensor] = []
         if begun is not None:
-            rows = [0, *np.cumsum([1 + n for n in begun.rows]).tolist()]
-            target_rows = TargetRows(logits[: rows[-1]], self._ids(rows[:-1]), begun.sampling)
-            verdicts.append(self.parts.verifier.verify(target_rows, begun.draft, begun.lengths, begun.noise))
-            lengths.append(begun.lengths)
-            counts.append(begun.counts)
-            drafts.append(begun.draft.tokens)
+            verdict, signals = self._verify(plan, begun, hidden, logits)
+            words = [as_words(signal) for signal in signals]
+            columns.append(
+                [verdict.accepted, verdict.bonus, begun.lengths, begun.counts, begun.draft.tokens, *words]
+            )
         closing = tuple(chunk.request for chunk in plan.chunks if chunk.is_last)
-        if closing:
+        if closing and logits is not None:
             verdict = self._close_prompts(closing, logits[len(logits) - len(closing) :])
-            verdicts.append(verdict)
-            lengths.append(torch.zeros_like(verdict.bonus))
-            counts.append(lengths[-1])
-            drafts.append(verdict.bonus.new_zeros((len(closing), num_draft)))
-        table = to_host(verdicts, lengths, counts, drafts)
+            none = torch.zeros_like(verdict.bonus)
+            empty = none.new_zeros((len(closing), num_draft * (1 + len(signals))))
+            columns.append([verdict.accepted, verdict.bonus, none, none, empty])
+        table = to_host(columns)
         check_lengths(self.parts, table[:, 3].tolist())
         decoded = table[: len(plan.decoding)]
         self._history.observe(decoded[:, 0], decoded[:, 2], num_draft)
@@ -125,7 +140,8 @@ class Loop:
             bonus=table[:, 1].tolist(),
             verified=table[:, 2].tolist(),
             drafted=table[:, 3].tolist(),
-            drafts=table[:, 4:].tolist(),
+            drafts=table[:, 4 : 4 + num_draft].tolist(),
+            signals=as_floats(table[: len(plan.decoding), 4 + num_draft :], len(signals)),
             spans=tuple(spans),
             features=features,
             draft_ms=1e3 * (drafted - started),
@@ -155,10 +171,34 @@ class Loop:
             )
         )
 
+    def _verify(
+        self, plan: StepPlan, begun: _Round, hidden: Tensor, logits: Tensor | None
+    ) -> tuple[Verdict, list[Tensor]]:
+        """The decoding requests' verdict, from which an online calibrator learns, and what is traced."""
+        rows = np.cumsum([0, *(1 + n for n in begun.rows)])
+        starts, draft, lengths = self._ids(rows[:-1]), begun.draft, begun.lengths
+        if logits is None:
+            verdict = self.halves.verify(hidden, starts, begun.sampling, draft, lengths, begun.noise)
+        else:
+            target = TargetRows(logits[: rows[-1]], starts, begun.sampling)
+            verdict = self.parts.verifier.verify(target, draft, lengths, begun.noise)
+        calibrator, confidence = self.parts.calibrator, begun.confidence
+        if isinstance(calibrator, OnlineCalibrator) and confidence is not None:
+            place = confidence.device
+            seen = SeenRounds(confidence, lengths.to(place), verdict.accepted.to(place), begun.classes)
+            calibrator.observe(seen)
+        if not self.traced or logits is None or not draft.tokens.shape[1]:
+            return verdict, []
+        if confidence is None:
+            confidence = torch.full(draft.tokens.shape, float("nan"))
+        chances = acceptance_chances(target, draft, lengths)
+        return verdict, [confidence.to(chances.device), chances]
+
     def _load(self, num_requests: int, prefill_tokens: int) -> Load:
-        earlier = self._survivals[0] if len(self._survivals) == 2 else None
         past = self._history.load(num_requests, prefill_tokens)
-        return replace(past, steps_per_second=self._steps_per_second, earlier_survival=earlier)
+        return replace(
+            past, steps_per_second=self._steps_per_second, earlier_survival=self.halves.earlier_survival
+        )
 
     def _draft(self, decoding: Sequence[Request], num_draft: int, load: Load) -> _Round:
         positions = [len(r.tokens) - 1 for r in decoding]
@@ -167,8 +207,9 @@ class Loop:
             [r.seed for r in decoding], positions, num_draft, self.parts.verifier.streams, self.target.device
         )
         anchors = self._ids([r.tokens[-1] for r in decoding])
+        classes = self._ids([r.traffic_class for r in decoding], draft=True)
         counts = lengths = torch.zeros_like(anchors)
-        draft = _empty_draft(anchors, noise)
+        draft, confidence = _empty_draft(anchors, noise), None
         if num_draft > 0:
             start = Anchors(
                 slots=self._ids([r.slot for r in decoding], draft=True),
@@ -177,19 +218,20 @@ class Loop:
                 spans=tuple(Span(r.slot, len(r.tokens) - 1, 1) for r in decoding),
                 num_draft=num_draft,
             )
-            drafted = run_draft(
-                self.parts, start, _sampling_on(sampling, self._draft_device), noise.to(self._draft_device)
+            drafted, lengths = self.halves.draft(
+                start,
+                _sampling_on(sampling, self._draft_device),
+                noise.to(self._draft_device),
+                load,
+                classes,
             )
-            draft = _draft_on(drafted.draft, self.target.device)
+            draft, confidence = _draft_on(drafted.draft, self.target.device), drafted.confidence
             counts = drafted.lengths.to(self.target.device)
-            survival = draft_survival(self.parts, drafted, self.target.device)
-            lengths = self.parts.policy.lengths(survival, counts.clamp(min=0), load)
-            self._survivals.append(survival)
         rows = lengths.tolist() if self.packs_rows else [num_draft] * len(decoding)
-        return _Round(draft, counts, lengths, anchors, rows, verdict_noise, sampling)
+        return _Round(draft, counts, lengths, confidence, classes, anchors, rows, verdict_noise, sampling)
 
     def _forward(self, plan: StepPlan, begun: _Round | None) -> tuple[list[Span], Features, Tensor]:
-        """One target forward; logits of the verify rows, then of each prompt's last token."""
+        """One target forward; last hidden states of the verify rows, then of each prompt's last token."""
         spans, parts, wanted = [], [], []
         if begun is not None:
             block = torch.cat([begun.anchors[:, None], begun.draft.tokens], dim=1)
@@ -219,7 +261,7 @@ class Loop:
         hidden = features.last_hidden
         if plan.chunks:
             hidden = hidden[self._ids([*range(num_verify), *wanted])]
-        return spans, features, self.target.logits(hidden)
+        return spans, features, hidden
 
     def _close_prompts(self, requests: Sequence[Request], logits: Tensor) -> Verdict:
         """The first token of requests whose prompt is in: a round of length 0."""
@@ -249,20 +291,6 @@ class Loop:
             features = Features(features.tapped[rows], features.last_hidden[rows])
         device = self._draft_device
         return Features(features.tapped.to(device), features.last_hidden.to(device))
-
-
-def to_host(
-    verdicts: Sequence[Verdict],
-    lengths: Sequence[Tensor],
-    counts: Sequence[Tensor],
-    drafts: Sequence[Tensor],
-) -> NDArray[np.int64]:
-    """The step's one device-to-host copy: rows of accepted, bonus, verified, drafted, then the tokens."""
-    columns = [
-        torch.cat([torch.stack([v.accepted, v.bonus, n, c], dim=1), d], dim=1)
-        for v, n, c, d in zip(verdicts, lengths, counts, drafts, strict=True)
-    ]
-    return torch.cat(columns).cpu().numpy() if columns else np.zeros((0, 4), dtype=np.int64)
 
 
 def _empty_draft(like: Tensor, noise: Tensor) -> Draft:

@@ -1,4 +1,4 @@
-"""A round's uniforms, all made at once on the host from each request's own streams."""
+"""A round's uniforms, all made at once from each request's own streams."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from deepspec.interfaces import RoundUniforms
-from deepspec.sampling.streams import Array, Stream, uniforms
+from deepspec.kernels import backend_for
+from deepspec.sampling.streams import Array, Stream
 
 
 def round_noise(
@@ -29,9 +30,8 @@ def round_noise(
     """
     offsets, indices, streams, sizes = _columns(num_draft, reads)
     positions = np.asarray(anchors, dtype=np.uint64)[:, None] + offsets
-    drawn = uniforms(np.asarray(seeds, dtype=np.uint64)[:, None], positions, indices, streams)
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    noise = torch.from_numpy(drawn).to(device, dtype, non_blocking=True)
+    keys = np.asarray(seeds, dtype=np.uint64)[:, None]
+    noise = backend_for(device).uniforms(keys, positions, indices, streams, device)
     draft, accept, residual, delta = torch.split(noise, sizes, dim=1)
     return draft, RoundUniforms(accept=accept[..., 0], residual=residual.flatten(1), delta=delta)
 

@@ -59,6 +59,6 @@ def plain_parts(target: TargetInfo) -> Parts:
         drafter=NoDrafter(config, context),
         head=NoHead(NoHeadConfig(), context),
         calibrator=IdentityCalibrator(config, context),
-        policy=FixedLength(config, context),
+        policy=FixedLength(FixedLength.Config(), context),
         verifier=DeltaVerifier(config, context),
     )

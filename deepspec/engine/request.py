@@ -46,6 +46,7 @@ class Request:
         tokens: prompt and output so far; once the prompt is in, the last one is the anchor.
         computed: how many of them the target's KV slot holds.
         slot: its KV slot while it runs.
+        traffic_class: what an online calibrator keeps apart.
     """
 
     request_id: int
@@ -56,6 +57,7 @@ class Request:
     tokens: list[int]
     computed: int = 0
     slot: int = -1
+    traffic_class: int = 0
     finish_reason: FinishReason | None = field(default=None)
 
     @property

@@ -30,8 +30,9 @@ from deepspec.evaluate.report import SCHEMA, EvalReport, as_json
 from deepspec.evaluate.speed import Speed, measure_speed
 from deepspec.evaluate.tasks import Prompts, collect_prompts, spread
 from deepspec.paths import DEMO
+from deepspec.records import TrainingCost
 from deepspec.resources import memory
-from deepspec.runs import Run, TrainingCost, load_all, run_folder
+from deepspec.runs import Run, load_all, run_folder
 from deepspec.strategy import Parts, Strategy
 from deepspec.target import Target
 from deepspec.train.assemble import for_decoding

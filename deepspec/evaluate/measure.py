@@ -6,9 +6,11 @@ At the defaults and with the demo target this decodes 128 prompts of 128 tokens 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,12 +24,14 @@ from deepspec.evaluate.speed import Speed, measure_speed
 from deepspec.evaluate.tasks import Prompts, collect_prompts, spread
 from deepspec.kernels import backend_for
 from deepspec.plugins import create_plugin_manager, round_observer
-from deepspec.resources import memory
-from deepspec.runs import Run
+from deepspec.resources import memory, writing
+from deepspec.runs import Run, write_json
 from deepspec.strategy import Parts, Strategy
 from deepspec.target import Target
+from deepspec.timeline import Timeline
+from deepspec.trace import TraceHeader, write_trace
 from deepspec.train.assemble import for_decoding
-from deepspec.types import RequestRound, RoundRecord
+from deepspec.types import RequestRound, RoundRecord, TracedStep
 
 NUM_SPEED_PROMPTS = 8
 SPEED_TOKENS = 64
@@ -42,6 +46,8 @@ def evaluate(
     config: EvalConfig | None = None,
     against_transformers: bool = False,
     against_verifier: str | None = None,
+    trace: str | Path | None = None,
+    timeline: str | Path | None = None,
 ) -> EvalReport:
     """Decode the tasks' prompts with a drafter and report acceptance and speed.
 
@@ -54,20 +60,22 @@ def evaluate(
         config: sampling, sizes and batch; the run's own when None.
         against_transformers: also time transformers' ``generate`` on the speed prompts.
         against_verifier: a verifier to decode the same prompts and seeds with, too, and compare τ with.
+        trace: a Parquet file for the rounds of all prompts; see :mod:`deepspec.trace`.
+        timeline: a JSON file for their steps, in the trace format of Chrome and Perfetto.
 
     Raises:
         ConfigError: an unknown task or verifier, a task named twice, or a strategy that needs training.
         DataError: prompts that cannot be had, read, or fitted into the target's positions.
-        ResourceError: memory ran out.
+        ResourceError: memory ran out, or a file cannot be written.
     """
     loaded = opened(run, target=target)
     settings = config or loaded.config.eval
     model, parts = loaded.target, for_decoding(loaded.parts, loaded.target)
-    other = None if against_verifier is None else with_verifier(parts, against_verifier)
+    other = None if against_verifier is None else decoded_with(parts, verifier=against_verifier)
     prompts = collect_prompts(task_names(tasks, task_files, settings), model, settings)
     everything = [prompt for found in prompts.values() for prompt in found]
     with memory(lambda: needs_memory(settings)):
-        by_task = {name: decode_rounds(model, parts, found, settings) for name, found in prompts.items()}
+        by_task = decode_tasks(model, parts, prompts, settings, trace=trace, timeline=timeline)
         [speed] = measure_speed(
             model,
             [parts],
@@ -81,11 +89,15 @@ def evaluate(
         return replace(report, verifier_gain=_gain(model, other, by_task, prompts, settings))
 
 
-def with_verifier(parts: Parts, name: str) -> Parts:
-    """The same parts under another verifier; raises ConfigError when nobody registered one of that name."""
-    strategy = parts.strategy.replace(verifier=name)
-    cls, config = strategy.check()["verifier"]
-    return replace(parts, strategy=strategy, verifier=cls(config, parts.verifier.context))
+def decoded_with(parts: Parts, **changes: Any) -> Parts:
+    """The same drafter and head with another calibrator, policy or verifier, as ``Strategy.replace`` has it.
+
+    Raises ConfigError when nobody registered one of that name.
+    """
+    strategy = parts.strategy.replace(**changes)
+    found = strategy.check()
+    made = {kind: found[kind][0](found[kind][1], parts.verifier.context) for kind in changes}
+    return replace(parts, strategy=strategy, **made)
 
 
 def _gain(
@@ -120,9 +132,15 @@ def needs_memory(config: EvalConfig) -> str:
 
 
 def decode_rounds(
-    target: Target, parts: Parts, prompts: Sequence[Sequence[int]], config: EvalConfig
+    target: Target,
+    parts: Parts,
+    prompts: Sequence[Sequence[int]],
+    config: EvalConfig,
+    *,
+    observers: Sequence[Callable[[RoundRecord], None]] = (),
+    tracer: Callable[[TracedStep], None] | None = None,
 ) -> list[list[RequestRound]]:
-    """Decode the prompts in batch; the rounds of each, in order."""
+    """Decode the prompts in batch; the rounds of each, in order. ``tracer`` is shown each step, too."""
     rounds: dict[int, list[RequestRound]] = {}
 
     def observe(record: RoundRecord) -> None:
@@ -135,10 +153,39 @@ def decode_rounds(
         max_batch=min(config.batch, len(prompts)),
         max_positions=max(len(prompt) for prompt in prompts) + config.max_tokens,
         seed=config.seed,
-        observers=[observe, round_observer(create_plugin_manager())],
+        observers=[observe, *observers, round_observer(create_plugin_manager())],
+        tracer=tracer,
     )
     completions = engine.run(prompts, sampling_params(config, max_tokens=config.max_tokens))
     return [rounds.get(completion.request_id, []) for completion in completions]
+
+
+def decode_tasks(
+    target: Target,
+    parts: Parts,
+    prompts: Mapping[str, Prompts],
+    config: EvalConfig,
+    *,
+    trace: str | Path | None = None,
+    timeline: str | Path | None = None,
+) -> dict[str, list[list[RequestRound]]]:
+    """Decode each task's prompts; the rounds of each prompt, also to the files that are named."""
+    steps = Timeline()
+    observers = [] if timeline is None else [steps]
+    found = {}
+    with ExitStack() as stack:
+        writer = None
+        if trace is not None:
+            header = TraceHeader.of(target, parts, config.temperature)
+            writer = stack.enter_context(write_trace(Path(trace), header))
+        for task, of_task in prompts.items():
+            if writer is not None:
+                writer.begin(task)
+            found[task] = decode_rounds(target, parts, of_task, config, observers=observers, tracer=writer)
+    if timeline is not None:
+        with writing(Path(timeline), lambda: "choose another --timeline"):
+            write_json(Path(timeline), steps.to_json())
+    return found
 
 
 def sampling_params(config: EvalConfig, *, max_tokens: int) -> SamplingParams:

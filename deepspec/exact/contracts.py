@@ -137,7 +137,7 @@ def _policy_problem(
     for other in (conditional, torch.full_like(conditional, 1e-3), random(), random()):
         changed = torch.where(unseen, other, conditional).cumprod(dim=1)
         if not torch.equal(policy.lengths(changed, drafted, load), lengths):
-            again = (policy.lengths(conditional.cumprod(dim=1), drafted, load) for _ in range(8))
+            again = (policy.lengths(conditional.cumprod(dim=1), drafted, load) for _ in range(64))
             if not all(torch.equal(lengths, found) for found in again):
                 return (
                     "asked again about the same confidences it gives other verify lengths: it draws them, or "

@@ -35,6 +35,7 @@ class LowRankHead(SequentialHead[StateT], ABC):
     """
 
     Config = LowRankConfig
+    recordable = True
     config: LowRankConfig
 
     def __init__(self, config: LowRankConfig, context: BuildContext) -> None:

@@ -22,6 +22,7 @@ class NoHead(SequentialHead[None]):
     """Logits are the drafter's own."""
 
     name = "none"
+    recordable = True
     Config = NoHeadConfig
     config: NoHeadConfig
 

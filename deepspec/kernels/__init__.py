@@ -20,6 +20,7 @@ from deepspec.kernels import loss_reference, reference, schedule
 from deepspec.kernels.checks import checked
 from deepspec.kernels.loss_reference import RowStatistics, TargetLogits
 from deepspec.sampling import Drawn
+from deepspec.sampling.streams import Array
 from deepspec.types import Draft, Sampling, TargetRows, Verdict
 
 __all__ = [
@@ -42,12 +43,13 @@ _TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 @dataclass(frozen=True)
 class VerifyBackend:
-    """Draft step, scheduler and verification rules of one implementation.
+    """Noise, draft step, scheduler and verification rules of one implementation.
 
     See ``reference`` and ``schedule`` for what each must compute.
     """
 
     name: str
+    uniforms: Callable[[Array, Array, Array, Array, torch.device], Tensor]
     draw_step: DrawStep
     prefix_lengths: Callable[[Tensor, Tensor, Tensor, int], Tensor]
     token_rule: Callable[[TargetRows, Draft, Tensor, Tensor, Tensor], Verdict]
@@ -67,6 +69,7 @@ class LossBackend:
 
 _REFERENCE = VerifyBackend(
     name="reference",
+    uniforms=reference.uniforms,
     draw_step=reference.draw_step,
     prefix_lengths=schedule.prefix_lengths,
     token_rule=reference.token_rule,
@@ -131,10 +134,11 @@ def _interpreting() -> bool:
 
 @cache
 def _triton() -> VerifyBackend:
-    from deepspec.kernels import triton_draft, triton_rules, triton_schedule
+    from deepspec.kernels import triton_draft, triton_philox, triton_rules, triton_schedule
 
     return VerifyBackend(
         name="triton (interpreted)" if _interpreting() else "triton",
+        uniforms=triton_philox.uniforms,
         draw_step=triton_draft.draw_step,
         prefix_lengths=triton_schedule.prefix_lengths,
         token_rule=triton_rules.token_rule,

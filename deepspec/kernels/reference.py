@@ -6,18 +6,27 @@ none and are float64. Categorical draws are those of ``deepspec.sampling.categor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from deepspec.sampling import Drawn, sampler
+from deepspec.sampling import Drawn, sampler, streams
 from deepspec.sampling.categorical import below_one, draw
 from deepspec.sampling.process import process_rows, scale
+from deepspec.sampling.streams import Array
 from deepspec.types import Draft, Sampling, TargetRows, Verdict
 
+#: Elements of the rows that a CPU works on at once.
+_TILE_ELEMENTS = 2**18
 #: Draws from stored rows ``[R, Vd]`` with one position's share of the noise.
 Chooser = Callable[[Tensor, Sampling, Tensor], Drawn]
+
+
+def uniforms(seeds: Array, positions: Array, indices: Array, stream: Array, device: torch.device) -> Tensor:
+    """``streams.uniforms`` of every broadcast key, made on the host: float64 ``[..., 2]``, float32 on MPS."""
+    drawn = torch.from_numpy(streams.uniforms(seeds, positions, indices, stream))
+    return drawn.to(device, torch.float32 if device.type == "mps" else torch.float64, non_blocking=True)
 
 
 def draw_step(
@@ -51,15 +60,11 @@ def token_rule(
         lengths: int64 ``[R]``, verified tokens of each request.
         accept: uniforms ``[R, G]``. residual: uniforms ``[R, 2]``.
     """
-    num_draft = draft.tokens.shape[1]
-    rows = _row_index(target, num_draft)
-    p = _processed(target).softmax(dim=-1)  # one pass; on a CPU far faster than a log-sum-exp
-    p_drafted = p[rows[:, :num_draft], draft.tokens]
-    kept = below_one(accept, p.dtype) * draft.log_q.to(p.dtype).exp() < p_drafted
+    chances = _chances(target, draft)
+    kept = below_one(accept, chances.dtype) * draft.log_q.to(chances.dtype).exp() < chances
     accepted = _prefix_length(kept, lengths)
-    closing = p[rows.gather(1, accepted[:, None])[:, 0]]
-    bonus = draw(_residual(closing, draft, accepted, lengths, target), residual)
-    return Verdict(accepted=accepted, bonus=bonus)
+    whole = torch.ones_like(residual[:, 0], dtype=chances.dtype)
+    return Verdict(accepted, _close(target, draft, accepted, lengths, whole, residual))
 
 
 def block_rule(
@@ -72,21 +77,13 @@ def block_rule(
     Every test is made; after a < l tokens the round closes by (P_a p_{a+1} - q_{a+1})+. Arguments are those
     of :func:`token_rule`.
     """
-    num_draft = draft.tokens.shape[1]
-    rows = _row_index(target, num_draft)
-    p = _processed(target).softmax(dim=-1)[rows]
-    if num_draft == 0:
-        return Verdict(accepted=torch.zeros_like(lengths), bonus=draw(p[:, 0], residual))
-    reached = _reached(p, draft)
-    left = _left_over(p, reached, draft, target.sampling)
-    passes = below_one(accept, p.dtype) < _pass_chances(reached, left.sum(dim=-1), lengths)
-    steps = torch.arange(1, num_draft + 1, device=p.device)
-    accepted = (passes * steps).amax(dim=1)
-    requests = torch.arange(len(p), device=p.device)
-    closing = p[requests, accepted]
-    rest = _or_peak(left[requests, accepted.clamp(max=num_draft - 1)], closing)
-    bonus = draw(torch.where((accepted < lengths)[:, None], rest, closing), residual)
-    return Verdict(accepted=accepted, bonus=bonus)
+    reached = _reached(_chances(target, draft), draft)
+    chances = _pass_chances(reached, _left_masses(target, draft, reached), lengths)
+    passes = below_one(accept, chances.dtype) < chances
+    steps = torch.arange(1, chances.shape[1] + 1, device=chances.device)
+    accepted = torch.nn.functional.pad(passes * steps, (1, 0)).amax(dim=1)
+    factor = reached.gather(1, accepted[:, None])[:, 0]
+    return Verdict(accepted, _close(target, draft, accepted, lengths, factor, residual))
 
 
 def delta_rule(target: TargetRows, draft: Draft, lengths: Tensor, noise: Tensor) -> Verdict:
@@ -95,12 +92,9 @@ def delta_rule(target: TargetRows, draft: Draft, lengths: Tensor, noise: Tensor)
     Needs no q; its output is plain decoding's with the same seed, for any draft and any lengths.
     ``noise`` is ``[R, G+1, 2]``.
     """
-    num_draft = draft.tokens.shape[1]
-    rows = _row_index(target, num_draft)
-    weights = _processed(target).softmax(dim=-1)[rows.flatten()]
-    drawn = draw(weights, noise.flatten(0, 1)).view(rows.shape)
-    if num_draft == 0:
-        return Verdict(accepted=torch.zeros_like(lengths), bonus=drawn[:, 0])
+    num, num_draft = draft.tokens.shape
+    tiles = _Tiles(target, num, num_draft + 1)
+    drawn = torch.cat([draw(tiles.softmax(r, k)[0], noise[r, k]) for r, k in tiles]).view(num, -1)
     accepted = _prefix_length(drawn[:, :num_draft] == draft.tokens, lengths)
     return Verdict(accepted=accepted, bonus=drawn.gather(1, accepted[:, None])[:, 0])
 
@@ -121,12 +115,12 @@ def block_outcome(target: TargetRows, draft: Draft, lengths: Tensor) -> Tensor:
     num_draft = draft.tokens.shape[1]
     if num_draft == 0:
         return p
-    reached = _reached(p, draft)
+    reached = _reached(p[:, :-1].gather(-1, draft.tokens[..., None])[..., 0], draft)
     left = _left_over(p, reached, draft, target.sampling)
     chances = _pass_chances(reached, left.sum(dim=-1), lengths)
     later = torch.nn.functional.pad((1 - chances).flip(1).cumprod(dim=1).flip(1), (0, 1), value=1.0)
     last = torch.nn.functional.pad(chances, (1, 0), value=1.0) * later
-    rest = _or_peak(left, p[:, :-1])
+    rest = _or_peak_(left.clone(), p[:, :-1].argmax(dim=-1, keepdim=True))
     rest = torch.nn.functional.pad(rest / rest.sum(dim=-1, keepdim=True), (0, 0, 0, 1))
     ends = torch.arange(num_draft + 1, device=p.device)[:, None] >= lengths[:, None, None]
     return last[..., None] * torch.where(ends, p, rest)
@@ -142,11 +136,84 @@ def delta_outcome(target: TargetRows, draft: Draft, lengths: Tensor) -> Tensor:
     return _prefix_law(kept[..., 0], others / torch.where(total > 0, total, 1.0), p, lengths)
 
 
-def _reached(p: Tensor, draft: Draft) -> Tensor:
-    """P_0..P_G of the block rule, ``[R, G+1]``, for target distributions p ``[R, G+1, V]``."""
-    drafted = p[:, :-1].gather(-1, draft.tokens[..., None])[..., 0]
-    ratios = torch.where(drafted > 0, drafted / draft.log_q.to(p.dtype).exp(), 0.0)
-    columns = [torch.ones_like(p[:, 0, 0])]
+class _Tiles:
+    """Target rows of (request, position) pairs, on a CPU as many at a time as its cache has room for.
+
+    The two buffers serve all tiles: fresh memory takes longer to get than probabilities to compute.
+    """
+
+    def __init__(self, target: TargetRows, num: int, num_steps: int) -> None:
+        self._target, self._num_steps = target, max(1, num_steps)
+        rows, pairs = target.logits, torch.arange(num * num_steps, device=target.logits.device)
+        size = max(1, _TILE_ELEMENTS // rows.shape[1]) if rows.device.type == "cpu" else len(pairs)
+        self.parts = pairs.split(max(1, size))
+        self.shape = (min(max(1, size), len(pairs)), rows.shape[1])
+        self._rows = rows.new_empty(self.shape)
+        self._weights = rows.new_empty(self.shape, dtype=torch.promote_types(rows.dtype, torch.float32))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Requests and positions of each tile."""
+        for pairs in self.parts:
+            yield pairs // self._num_steps, pairs % self._num_steps
+
+    def softmax(self, requests: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights ``[n, V]`` until the next tile, and their sums ``[n, 1]``, by which p is to be divided.
+
+        Softmax's own float32 sum goes term by term, which leaves a peak with a long tail up to 6e-4 too
+        likely at V = 262,144; ``sum`` adds in pieces.
+        """
+        target, num = self._target, len(requests)
+        places = (target.starts[requests] + steps).clamp_(max=len(target.logits) - 1)
+        rows = torch.index_select(target.logits, 0, places, out=self._rows[:num])
+        rows = process_rows(rows, target.sampling, requests)
+        weights = torch.softmax(rows, dim=-1, out=self._weights[:num])
+        return weights, weights.sum(dim=-1, keepdim=True)
+
+
+def _chances(target: TargetRows, draft: Draft) -> Tensor:
+    """p of every drafted token ``[R, G]``."""
+    parts, tiles = [], _Tiles(target, *draft.tokens.shape)
+    for r, k in tiles:
+        weights, total = tiles.softmax(r, k)
+        parts.append((weights.gather(1, draft.tokens[r, k][:, None]) / total)[:, 0])
+    return torch.cat(parts).view(draft.tokens.shape)
+
+
+def _left_masses(target: TargetRows, draft: Draft, reached: Tensor) -> Tensor:
+    """The mass of (P_i p_{i+1} - q_{i+1})+ of every i < G: ``[R, G]``."""
+    parts, tiles = [], _Tiles(target, *draft.tokens.shape)
+    room = None if draft.logits is None else draft.logits.new_empty(tiles.shape)
+    for r, k in tiles:
+        weights, total = tiles.softmax(r, k)
+        q = _draft_rows(weights, draft, target.sampling, r, k, None if room is None else room[: len(r)])
+        left = weights.mul_(reached[r, k][:, None] / total).sub_(q).clamp_(min=0.0)
+        parts.append(left.sum(dim=-1))
+    return torch.cat(parts).view(draft.tokens.shape)
+
+
+def _close(
+    target: TargetRows, draft: Draft, accepted: Tensor, lengths: Tensor, factor: Tensor, residual: Tensor
+) -> Tensor:
+    """The closing token ``[R]``: from p after full acceptance, else from (factor p - q)+ or p's argmax."""
+    num, num_draft = draft.tokens.shape
+    bonus, tiles = [], _Tiles(target, num, 1)
+    for r, _ in tiles:
+        weights, total = tiles.softmax(r, accepted[r])
+        if num_draft > 0:
+            refused = (accepted < lengths)[r]
+            peak = weights.argmax(dim=-1, keepdim=True)
+            q = _draft_rows(weights, draft, target.sampling, r, accepted[r].clamp(max=num_draft - 1))
+            weights.mul_(torch.where(refused, factor[r], 1.0)[:, None] / total)
+            weights.sub_(q.mul_(refused[:, None])).clamp_(min=0.0)
+            weights = _or_peak_(weights, peak)
+        bonus.append(draw(weights, residual[r]))
+    return torch.cat(bonus)
+
+
+def _reached(p_drafted: Tensor, draft: Draft) -> Tensor:
+    """P_0..P_G of the block rule, ``[R, G+1]``, for p of the drafted tokens ``[R, G]``."""
+    ratios = torch.where(p_drafted > 0, p_drafted / draft.log_q.to(p_drafted.dtype).exp(), 0.0)
+    columns = [p_drafted.new_ones(len(p_drafted))]
     for ratio in ratios.unbind(1):
         columns.append((columns[-1] * ratio).clamp(max=1.0))
     return torch.stack(columns, dim=1)
@@ -167,30 +234,45 @@ def _pass_chances(reached: Tensor, mass: Tensor, lengths: Tensor) -> Tensor:
     return torch.where(steps <= lengths[:, None], chances, 0.0)
 
 
-def _or_peak(left: Tensor, p: Tensor) -> Tensor:
-    """Weights ``[..., V]``, or where they have no mass a certain token: p's most likely."""
-    peak = torch.zeros_like(p).scatter_(-1, p.argmax(dim=-1, keepdim=True), 1.0)
-    return torch.where(left.sum(dim=-1, keepdim=True) > 0, left, peak)
+def _or_peak_(left: Tensor, peak: Tensor) -> Tensor:
+    """Weights ``[..., V]``; where they have no mass, a certain token, ``peak [..., 1]``, is put in."""
+    empty = left.sum(dim=-1, keepdim=True) <= 0
+    return left.scatter_add_(-1, peak, empty.to(left.dtype))
+
+
+def _draft_rows(
+    p: Tensor, draft: Draft, sampling: Sampling, requests: Tensor, steps: Tensor, out: Tensor | None = None
+) -> Tensor:
+    """q of some pairs, of p's ``[n, V]`` shape and type; ``out`` is room for as many stored rows."""
+    if draft.logits is None:
+        return torch.nn.functional.one_hot(draft.tokens[requests, steps], p.shape[-1]).to(p.dtype)
+    stored, places = draft.logits.flatten(0, 1), requests * draft.tokens.shape[1] + steps
+    rows = scale(torch.index_select(stored, 0, places, out=out), sampling, requests)
+    return rows.to(p.dtype).sub_(draft.log_sum_exp[requests, steps, None].to(p.dtype)).exp_()
 
 
 def _draft_law(p: Tensor, draft: Draft, sampling: Sampling) -> Tensor:
     """q of every drafted position in p's type: ``[R, G, V]``."""
-    if draft.logits is None:
-        return torch.nn.functional.one_hot(draft.tokens, p.shape[-1]).to(p.dtype)
-    requests = torch.arange(len(p), device=p.device).repeat_interleave(draft.tokens.shape[1])
-    rows = scale(draft.logits.flatten(0, 1), sampling, requests).unflatten(0, draft.tokens.shape)
-    return (rows.to(p.dtype) - draft.log_sum_exp.to(p.dtype)[..., None]).exp_()
+    num, num_draft = draft.tokens.shape
+    pairs = torch.arange(num * num_draft, device=p.device)
+    rows = _draft_rows(p, draft, sampling, pairs // max(1, num_draft), pairs % max(1, num_draft))
+    return rows.unflatten(0, (num, num_draft))
 
 
 def _target_law(target: TargetRows, draft: Draft) -> Tensor:
     """The processed target distribution of every (request, position): float64 ``[R, G+1, V]``."""
-    rows = _row_index(target, draft.tokens.shape[1])
-    return _processed(target).double().softmax(dim=-1)[rows]
+    num, num_steps = len(draft.tokens), draft.tokens.shape[1] + 1
+    steps = torch.arange(num_steps, device=target.starts.device)
+    rows = (target.starts[:, None] + steps).clamp_(max=target.logits.shape[0] - 1)
+    requests = torch.arange(num, device=rows.device).repeat_interleave(num_steps)
+    processed = process_rows(target.logits[rows.flatten()], target.sampling, requests)
+    return processed.double().softmax(dim=-1).unflatten(0, (num, num_steps))
 
 
 def _residual_law(p: Tensor, draft: Draft, sampling: Sampling) -> Tensor:
     """(p - q)+ normalised, p's argmax where it has no mass: float64 ``[R, G, V]``."""
-    left = _or_peak((p - _draft_law(p, draft, sampling)).clamp(min=0.0), p)
+    left = (p - _draft_law(p, draft, sampling)).clamp_(min=0.0)
+    left = _or_peak_(left, p.argmax(dim=-1, keepdim=True))
     return left / left.sum(dim=-1, keepdim=True)
 
 
@@ -205,39 +287,7 @@ def _prefix_law(kept: Tensor, closing: Tensor, p: Tensor, lengths: Tensor) -> Te
     return torch.nn.functional.pad(refused, (0, 0, 0, 1)) + full
 
 
-def _row_index(target: TargetRows, num_draft: int) -> Tensor:
-    """Packed row of every (request, position) ``[R, G+1]``, clamped to the last row."""
-    steps = torch.arange(num_draft + 1, device=target.starts.device)
-    return (target.starts[:, None] + steps).clamp_(max=target.logits.shape[0] - 1)
-
-
-def _processed(target: TargetRows) -> Tensor:
-    """Every packed row under its own request's parameters."""
-    if target.sampling.is_plain:
-        return scale(target.logits, target.sampling)
-    every_row = torch.arange(target.logits.shape[0], device=target.starts.device)
-    requests = torch.searchsorted(target.starts, every_row, right=True) - 1
-    return process_rows(target.logits, target.sampling, requests)
-
-
 def _prefix_length(kept: Tensor, lengths: Tensor) -> Tensor:
     """How many leading positions are kept, at most ``lengths``: int64 ``[R]``."""
     inside = torch.arange(kept.shape[1], device=kept.device) < lengths[:, None]
     return (kept & inside).to(torch.int64).cumprod(dim=1).sum(dim=1)
-
-
-def _residual(p: Tensor, draft: Draft, accepted: Tensor, lengths: Tensor, target: TargetRows) -> Tensor:
-    """Weights of the closing token ``[R, V]``: p after full acceptance, else (p - q)+ or p's argmax."""
-    rejected = accepted < lengths
-    last = draft.tokens.shape[1] - 1
-    if last < 0:
-        return p
-    index = accepted.clamp(max=last)
-    requests = torch.arange(len(index), device=index.device)
-    if draft.logits is None:
-        q = torch.nn.functional.one_hot(draft.tokens[requests, index], p.shape[-1]).to(p.dtype)
-    else:
-        rows = scale(draft.logits[requests, index], target.sampling)
-        q = (rows - draft.log_sum_exp[requests, index, None].to(p.dtype)).exp()
-    left = _or_peak((p - q).clamp_(min=0.0), p)
-    return torch.where(rejected[:, None], left, p)

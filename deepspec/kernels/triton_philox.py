@@ -1,14 +1,17 @@
 """The counter-based streams of ``deepspec.sampling.streams`` on the device, equal bit for bit.
 
-For rounds that do not come back to the host, where the noise cannot be made ahead.
+A host takes half a millisecond for a round of 128 requests, and the device waits for it.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from deepspec.sampling.streams import Array
 
 _BLOCK = 128
 
@@ -41,7 +44,17 @@ def draw_pairs(seeds, positions, indices, streams, epochs, pairs, count, block: 
     tl.store(pairs + 2 * place + 1, second, mask=mask)
 
 
-def uniforms(seeds: Tensor, positions: Tensor, indices: Tensor, streams: Tensor, epochs: Tensor) -> Tensor:
+def uniforms(seeds: Array, positions: Array, indices: Array, stream: Array, device: torch.device) -> Tensor:
+    """``reference.uniforms``, made on ``device``: float64 ``[..., 2]``."""
+
+    def there(key: Array) -> Tensor:
+        return torch.from_numpy(key.view(np.int64)).to(device, non_blocking=True)
+
+    epoch = torch.zeros((), dtype=torch.int64, device=device)
+    return pairs_of(there(seeds), there(positions), there(indices), there(stream), epoch)
+
+
+def pairs_of(seeds: Tensor, positions: Tensor, indices: Tensor, streams: Tensor, epochs: Tensor) -> Tensor:
     """Two uniforms for every broadcast element: float64 ``[..., 2]``; see ``streams.uniforms``.
 
     All are int64 tensors of one device; a seed is read as the 64 bits it has.

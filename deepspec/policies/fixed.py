@@ -23,6 +23,7 @@ class FixedLength(LengthPolicy):
     """The verify length is the draft length."""
 
     name = "fixed"
+    recordable = True
     needs_confidence = False
     Config = FixedConfig
     config: FixedConfig

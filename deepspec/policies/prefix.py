@@ -20,6 +20,7 @@ class PrefixLength(LengthPolicy):
     """One walk over the survival of all requests; stops at the first token that does not pay."""
 
     name = "prefix"
+    recordable = True
     needs_curve: ClassVar[bool] = True
     Config = CurveConfig
     config: CurveConfig

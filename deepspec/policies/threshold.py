@@ -19,6 +19,7 @@ class ThresholdLength(LengthPolicy):
     """Static confidence threshold; each request looks at its own confidences only."""
 
     name = "threshold"
+    recordable = True
     Config = ThresholdConfig
     config: ThresholdConfig
 

@@ -27,9 +27,9 @@ from deepspec.data import (
 from deepspec.errors import CheckpointError, ConfigError
 from deepspec.evaluate.tasks import collect_prompts
 from deepspec.paths import DEMO, asset, runs_root, written_whole
+from deepspec.records import TrainingCost
 from deepspec.resources import writing
 from deepspec.runs import (
-    TrainingCost,
     check_target,
     newest_checkpoint,
     pinned,

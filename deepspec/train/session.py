@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 from deepspec.config import RunConfig
 from deepspec.errors import TrainingError
 from deepspec.plugins import create_plugin_manager
+from deepspec.records import TrainingCost
 from deepspec.resources import memory, writing
-from deepspec.runs import Run, TrainingCost, checkpoint_path, newest_checkpoint, target_record
+from deepspec.runs import Run, checkpoint_path, newest_checkpoint, target_record
 from deepspec.train.assemble import for_decoding
 from deepspec.train.checkpoint import write_checkpoint
 from deepspec.train.flops import StepFlops, count_step

@@ -19,6 +19,7 @@ class BlockVerifier(Verifier):
     """Block verification."""
 
     name = "block"
+    recordable = True
     streams: ClassVar[frozenset[str]] = frozenset({"accept", "residual"})
 
     def verify(self, target: TargetRows, draft: Draft, lengths: Tensor, uniforms: RoundUniforms) -> Verdict:

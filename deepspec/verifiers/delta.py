@@ -19,6 +19,7 @@ class DeltaVerifier(Verifier):
     """Exact match against the target's own draw."""
 
     name = "delta"
+    recordable = True
     streams: ClassVar[frozenset[str]] = frozenset({"delta"})
 
     def verify(self, target: TargetRows, draft: Draft, lengths: Tensor, uniforms: RoundUniforms) -> Verdict:

@@ -18,6 +18,7 @@ class TokenVerifier(Verifier):
     """Speculative sampling, one independent test a token."""
 
     name = "token"
+    recordable = True
     streams: ClassVar[frozenset[str]] = frozenset({"accept", "residual"})
 
     def verify(self, target: TargetRows, draft: Draft, lengths: Tensor, uniforms: RoundUniforms) -> Verdict:

@@ -16,7 +16,8 @@ from deepspec.engine import curve as engine_curve
 from deepspec.engine.curve import curve_table
 from deepspec.interfaces import BuildContext
 from deepspec.policies.fixed import FixedLength
-from deepspec.policies.prefix import PrefixConfig, PrefixLength
+from deepspec.policies.prefix import PrefixLength
+from deepspec.policies.scheduling import CurveConfig
 from deepspec.types import Load
 from tests.exact_statistics.compositions import CURVE, build, tiny_target
 
@@ -31,7 +32,7 @@ def _not_said_yet() -> Iterator[None]:
 
 
 def prefix(curve: SpsCurve | None) -> PrefixLength:
-    made = PrefixLength(PrefixConfig(), BuildContext(tiny_target(12).info, 3))
+    made = PrefixLength(CurveConfig(), BuildContext(tiny_target(12).info, 3))
     made.curve = curve
     return made
 

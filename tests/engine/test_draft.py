@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import deepspec.engine.loop as loop_module
+import deepspec.engine.halves as halves_module
 from deepspec.engine import Engine, SamplingParams
 from deepspec.engine.draft import Drafted, readout_logits, run_draft
 from deepspec.sampling import batch_sampling
@@ -69,7 +69,7 @@ def test_a_drafter_knows_as_much_after_rounds_as_after_a_prompt_of_the_same_text
         seen[int(anchors.positions)] = drafted.draft.logits
         return drafted
 
-    monkeypatch.setattr(loop_module, "run_draft", observed)
+    monkeypatch.setattr(halves_module, "run_draft", observed)
     parts, prompt = _parts(target), [0, 1, 2]
 
     def decode(text: list[int], num_tokens: int) -> tuple[int, ...]:

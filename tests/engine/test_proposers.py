@@ -141,8 +141,8 @@ def test_neither_padded_rows_nor_what_lies_past_a_proposal_matter(
     expected, make = _tokens(_run(target, _parts(target))), loop_module.Loop.__init__
     assert _tokens(_run(target, _parts(target, Careless))) == expected
 
-    def padded(self: loop_module.Loop, *args: object) -> None:
-        make(self, *args)
+    def padded(self: loop_module.Loop, *args: object, **options: object) -> None:
+        make(self, *args, **options)
         self.packs_rows = False  # as on a GPU, where nobody waits for the lengths
 
     monkeypatch.setattr(loop_module.Loop, "__init__", padded)

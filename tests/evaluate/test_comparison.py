@@ -12,7 +12,8 @@ from deepspec import compare
 from deepspec.config import EvalConfig
 from deepspec.errors import ConfigError
 from deepspec.evaluate import Comparison, comparison, evaluate
-from deepspec.runs import Run, TrainingCost
+from deepspec.records import TrainingCost
+from deepspec.runs import Run
 from deepspec.train.assemble import assemble
 from tests.tiny_runs import save_prompts, strategy, untrained_run
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.kernels.ahead_of_time import MODULES, ROWS
+
 ROOT = Path(__file__).parents[2]
 THOROUGH = os.environ.get("DEEPSPEC_THOROUGH") == "1"
 #: 8 warps at 128 registers leave room for two programs on an SM of 65,536 registers.
@@ -49,17 +51,13 @@ def jobs() -> list[Job]:
     """Kernel, dtype, choices, architecture; every day one of each kernel and rule, for one GPU each."""
     choices = {**STREAMING, **SMALL}
     if THOROUGH:
-        variants = [
-            (name, {**choice, "truncated": truncated})
+        return [
+            (name, dtype, {**choice, **truncated}, capability)
             for name in choices
             for choice in choices[name]
-            for truncated in (False, True)
-        ]
-        return [
-            (name, dtype, choice, capability)
-            for (name, choice), dtype, capability in itertools.product(
-                variants, ("bf16", "fp16", "fp32"), (80, 90, 100)
-            )
+            for truncated in _truncations(name)
+            for dtype in _dtypes(name, choice)
+            for capability in (80, 90, 100)
         ]
     turns = itertools.cycle([("bf16", 90), ("fp32", 80), ("fp16", 100), ("fp32", 90), ("bf16", 80)])
     return [
@@ -67,6 +65,23 @@ def jobs() -> list[Job]:
         for name in choices
         for choice, turn in zip(choices[name], turns, strict=False)
     ]
+
+
+def _arguments(name: str) -> list[str]:
+    found: list[str] = next(getattr(module, name) for module in MODULES if hasattr(module, name)).arg_names
+    return found
+
+
+def _truncations(name: str) -> list[dict[str, Any]]:
+    """Both, where a kernel is told: else the same code would be compiled twice."""
+    return [{"truncated": False}, {"truncated": True}] if "truncated" in _arguments(name) else [{}]
+
+
+def _dtypes(name: str, choice: dict[str, Any]) -> tuple[str, ...]:
+    """All, where a kernel reads rows or goes by their bits."""
+    arguments = _arguments(name)
+    reads = any(row in arguments for row in ROWS) or ("bits" in arguments and "bits" not in choice)
+    return ("bf16", "fp16", "fp32") if reads else ("fp32",)
 
 
 def dtype_first(turn: tuple[str, int], choice: dict[str, int]) -> tuple[str, dict[str, int], int]:

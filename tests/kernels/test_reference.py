@@ -68,10 +68,11 @@ def test_token_rule_emits_the_targets_law(seed: int, vocab: int, length: int) ->
 
 
 def test_accepting_is_strict_and_stops_at_the_first_rejection() -> None:
-    log_p = torch.tensor([[0.25, 0.75], [0.5, 0.5], [0.5, 0.5]], dtype=torch.float64).log()
-    log_q = torch.tensor([[[0.5, 0.5], [0.5, 0.5]]], dtype=torch.float64).log()
+    even = [0.5, 0.25, 0.25]
+    log_p = torch.tensor([[0.25, 0.25, 0.5], even, even], dtype=torch.float64).log()
+    log_q = torch.tensor([[even, even]], dtype=torch.float64).log()
     draft = _draft(torch.tensor([[0, 0]]), log_q)
-    target = TargetRows(log_p, torch.tensor([0]), _sampling(1, 2))
+    target = TargetRows(log_p, torch.tensor([0]), _sampling(1, 3))
     lengths, residual = torch.tensor([2]), torch.tensor([[0.0, 0.0]], dtype=torch.float64)
 
     def accepted(u: float) -> int:
@@ -268,3 +269,20 @@ def test_every_position_is_tested_and_the_last_that_passes_counts() -> None:
     target = TargetRows(log_p.flip(0)[[2, 2, 1]], torch.tensor([0]), _sampling(1, 2))
     # P = (1/2, 1/2), Z_1 = (1/8 - 1/4)+ + (3/8 - 3/4)+ = 0: the first test cannot pass.
     assert [accepted(0.0, u) for u in (0.499, 0.501)] == [2, 0]
+
+
+@pytest.mark.parametrize("rule", [reference.token_rule, reference.block_rule])
+def test_a_peak_with_a_long_tail_is_as_likely_in_float32_as_it_is(rule: Rule) -> None:
+    """float32's softmax alone gives a peak like this 4e-4 too much."""
+    vocab = 151_936
+    rows = torch.full((2, vocab), 1e-6).log()
+    rows[:, 5] = 0.0
+    chance = rows[0].double().softmax(dim=-1)[5]
+    certain = torch.zeros(1, 1)
+    draft = Draft(torch.tensor([[5]]), None, certain, certain)
+    target = TargetRows(rows, torch.tensor([0]), _sampling(1, vocab))
+    decided = [
+        rule(target, draft, torch.tensor([1]), (chance * factor).view(1, 1), torch.full((1, 2), 0.5))
+        for factor in (1 - 1e-5, 1 + 1e-5)
+    ]
+    assert [int(one.accepted) for one in decided] == [1, 0]

@@ -171,6 +171,7 @@ def test_the_kernels_decide_exactly_as_plain_torch(
     assert by_kernel(values.T.contiguous().T, drafted, table, prefill) == expected
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("num", "num_draft"), [(64, 7), *([(256, 16), (300, 15)] if THOROUGH else [])])
 def test_the_kernels_decide_so_over_many_programs(num: int, num_draft: int) -> None:
     values, drafted = survival(1, num, num_draft, "near", torch.float32)

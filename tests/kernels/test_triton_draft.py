@@ -41,7 +41,7 @@ def _case(seed: int, vocab: int, dtype: torch.dtype, missing: float = 0.0):
         (torch.bfloat16, 1, 0.0),
     ],
 )
-@settings(max_examples=10 if THOROUGH else 2)
+@settings(max_examples=5 if THOROUGH else 2)
 @given(seed=st.integers(0, 10**6))
 def test_tokens_and_what_is_recorded_are_the_samplers(
     dtype: torch.dtype, vocab: int, missing: float, seed: int

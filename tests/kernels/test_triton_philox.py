@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from deepspec.kernels.triton_philox import uniforms as on_device
+from deepspec.engine.noise import round_noise
+from deepspec.kernels.triton_philox import pairs_of
 from deepspec.sampling import Stream, uniforms
 from tests.kernels.rounds import DEVICE
 
@@ -24,7 +26,20 @@ def test_uniforms_are_the_hosts_bit_for_bit(keys: list[tuple[int, int, int, Stre
         for seed, position, index, stream, epoch in keys
     ]
     columns = [torch.tensor([_signed(key[i]) for key in keys], device=DEVICE) for i in range(5)]
-    assert np.array_equal(on_device(*columns).cpu().numpy(), np.array(expected))
+    assert np.array_equal(pairs_of(*columns).cpu().numpy(), np.array(expected))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_a_rounds_noise_is_the_same_wherever_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def noise(backend: str) -> list[Tensor]:
+        monkeypatch.setenv("DEEPSPEC_KERNELS", backend)
+        reads = frozenset({"accept", "residual", "delta"})
+        draft, rest = round_noise([7, 2**64 - 1, 3], [5, 0, 2**33], 2, reads, DEVICE)
+        return [draft, rest.accept, rest.residual, rest.delta]
+
+    for host, device in zip(noise("reference"), noise("triton"), strict=True):
+        assert host.dtype == torch.float64
+        assert torch.equal(host, device)
 
 
 def _signed(value: int) -> int:

@@ -14,7 +14,7 @@ KERNEL_MUTANTS = (
     Mutant(
         "block rule stops at the first failed test",
         "deepspec/kernels/reference.py",
-        "accepted = (passes * steps).amax(dim=1)",
+        "accepted = torch.nn.functional.pad(passes * steps, (1, 0)).amax(dim=1)",
         "accepted = passes.long().cumprod(dim=1).sum(dim=1)",
         "a later prefix that passes is kept whatever failed before it; stopping early loses the target's law",
         BLOCK_LAW,

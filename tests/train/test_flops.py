@@ -11,7 +11,8 @@ from torch import nn
 
 from deepspec.config import RunConfig
 from deepspec.plugins import create_plugin_manager
-from deepspec.runs import TrainingCost, checkpoint_path, load
+from deepspec.records import TrainingCost
+from deepspec.runs import checkpoint_path, load
 from deepspec.train import train
 from deepspec.train.anchors import sample_anchors
 from deepspec.train.assemble import assemble

@@ -26,7 +26,7 @@ from deepspec.errors import (
     ResourceError,
     TrainingError,
 )
-from deepspec.evaluate.measure import with_verifier
+from deepspec.evaluate.measure import decoded_with
 from deepspec.hookspecs import hookimpl
 from deepspec.plugins import create_plugin_manager, register
 from deepspec.runs import checkpoint_path, checkpoints, load
@@ -151,7 +151,7 @@ def test_training_raises_the_expected_accepted_length_and_validates_by_decoding(
     assert [record.step for record in records] == list(range(1, 41))
     assert records[-1].loss < records[0].loss
     assert records[-1].expected_accepted_length > records[0].expected_accepted_length + 0.1
-    assert set(records[0].terms) == {"ce", "l1", "confidence"}
+    assert set(records[0].terms) == {"soft_ce", "l1", "confidence"}
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(2, 41, 2))
     (validation,) = [line for line in lines if line["kind"] == "validation"]
@@ -454,7 +454,7 @@ def test_expected_accepted_length_on_the_targets_own_text_is_what_decoding_gains
     def observe(record) -> None:
         gained.extend(request.accepted + 1 for request in record.requests)
 
-    parts = with_verifier(made.parts, "token")  # whose chances the expectation multiplies
+    parts = decoded_with(made.parts, verifier="token")  # whose chances the expectation multiplies
     Engine(made.target, parts, max_batch=16, observers=[observe]).run(prompts, params)
     tokens = torch.tensor([[*done.prompt, *done.tokens] for done in own])
     positions = torch.arange(tokens.shape[1]).expand_as(tokens)

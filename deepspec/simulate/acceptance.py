@@ -26,6 +26,8 @@ Ints = NDArray[np.int64]
 #: of GSM8K, MATH and AIME25; of MBPP, HumanEval and LiveCodeBench; of MT-Bench, Alpaca and Arena-Hard.
 PUBLISHED_LENGTHS = {"math": 5.57, "code": 5.12, "chat": 3.49}
 FITTED_DRAFT_LENGTH = 7
+#: Rounds of the table of noise: some hundred times as many as a request has.
+_NOISE_ROUNDS = 2**16
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,12 @@ def mean_length(level: float, spread: Spread, draft_length: int) -> float:
 
 
 class FittedAcceptance(AcceptanceModel):
-    """The logistic model for classes of text of these accepted lengths."""
+    """The logistic model for classes of text of these accepted lengths.
+
+    The n-th request to start is the same one for the same seed, round for round, whatever a policy does:
+    policies that are compared serve the same text, so that they differ by less than two texts do. Its rounds
+    read one table of noise from a place of their own on.
+    """
 
     def __init__(
         self,
@@ -106,26 +113,30 @@ class FittedAcceptance(AcceptanceModel):
         seed: int,
         spread: Spread | None = None,
     ) -> None:
-        self._spread, self._draft_length = spread or Spread(), draft_length
-        self._levels = np.array([fit_level(length, self._spread) for length in lengths])
-        self._random = np.random.default_rng(seed)
+        self._spread = spread = spread or Spread()
+        self._levels = np.array([fit_level(length, spread) for length in lengths])
+        self._requests, self._places, noise = (np.random.default_rng([seed, which]) for which in (4, 5, 6))
+        self._shifts = np.sqrt(1 - spread.kept**2) * noise.standard_normal(_NOISE_ROUNDS)
+        self._positions = spread.position * noise.standard_normal((_NOISE_ROUNDS, draft_length))
+        self._luck = noise.random((_NOISE_ROUNDS, draft_length))
         self._base, self._round = np.zeros(num_slots), np.zeros(num_slots)
+        self._place = np.zeros(num_slots, np.int64)
 
     def start(self, slots: Ints, classes: Ints) -> None:
         """See :class:`AcceptanceModel`."""
-        drawn = self._random.standard_normal((2, len(slots)))
-        self._base[slots] = self._levels[classes] + self._spread.request * drawn[0]
-        self._round[slots] = drawn[1]
+        drawn = self._requests.standard_normal((len(slots), 2))
+        self._base[slots] = self._levels[classes] + self._spread.request * drawn[:, 0]
+        self._round[slots] = drawn[:, 1]
+        self._place[slots] = (self._places.random(len(slots)) * _NOISE_ROUNDS).astype(np.int64)
 
     def round(self, slots: Ints) -> DraftedRounds:
         """See :class:`AcceptanceModel`."""
-        spread, num = self._spread, len(slots)
-        drawn = self._random.standard_normal((num, self._draft_length + 1))
-        here = spread.kept * self._round[slots] + np.sqrt(1 - spread.kept**2) * drawn[:, 0]
-        self._round[slots] = here
-        shared = self._base[slots] + spread.round * here
-        conditional = logistic(shared[:, None] + spread.position * drawn[:, 1:])
-        passes = self._random.random(conditional.shape) < conditional
+        place = self._place[slots] % _NOISE_ROUNDS
+        self._place[slots] += 1
+        self._round[slots] = here = self._spread.kept * self._round[slots] + self._shifts[place]
+        shared = self._base[slots] + self._spread.round * here
+        conditional = logistic(shared[:, None] + self._positions[place])
+        passes = self._luck[place] < conditional
         return DraftedRounds(conditional, np.logical_and.accumulate(passes, axis=1).sum(axis=1))
 
 

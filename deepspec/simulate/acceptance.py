@@ -118,7 +118,9 @@ class FittedAcceptance(AcceptanceModel):
         self._requests, self._places, noise = (np.random.default_rng([seed, which]) for which in (4, 5, 6))
         self._shifts = np.sqrt(1 - spread.kept**2) * noise.standard_normal(_NOISE_ROUNDS)
         self._positions = spread.position * noise.standard_normal((_NOISE_ROUNDS, draft_length))
-        self._luck = noise.random((_NOISE_ROUNDS, draft_length))
+        # A position passes where the terms that it shares with its round are above this; all before it, too.
+        needed = noise.logistic(size=self._positions.shape) - self._positions
+        self._needed = np.maximum.accumulate(needed, axis=1)
         self._base, self._round = np.zeros(num_slots), np.zeros(num_slots)
         self._place = np.zeros(num_slots, np.int64)
 
@@ -134,10 +136,9 @@ class FittedAcceptance(AcceptanceModel):
         place = self._place[slots] % _NOISE_ROUNDS
         self._place[slots] += 1
         self._round[slots] = here = self._spread.kept * self._round[slots] + self._shifts[place]
-        shared = self._base[slots] + self._spread.round * here
-        conditional = logistic(shared[:, None] + self._positions[place])
-        passes = self._luck[place] < conditional
-        return DraftedRounds(conditional, np.logical_and.accumulate(passes, axis=1).sum(axis=1))
+        shared = (self._base[slots] + self._spread.round * here)[:, None]
+        accepted = (self._needed[place] < shared).sum(axis=1)
+        return DraftedRounds(logistic(shared + self._positions[place]), accepted)
 
 
 class RecordedAcceptance(AcceptanceModel):

@@ -10,6 +10,7 @@ every segment is one token long, nothing is expected, and the walk is the prefix
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 
 import torch
@@ -23,6 +24,8 @@ from deepspec.types import Load
 
 #: Relative difference of two slopes of a curve that count as one.
 _SAME = 1e-9
+#: A rate of 1 would divide 0 by 0.
+_MOST_KEPT = 1 - 1e-12
 _ROWS = 256
 
 
@@ -60,7 +63,7 @@ def hull_lengths(
     following = pad(corners[1:], (0, 1), value=pairs).minimum(drafted.sum(dim=0, keepdim=True))
     ahead = following - corners
     left = _requests_left(keys, drafted, ordered[corners])
-    expected = total[corners] + taken[corners] * _series(_fall(left, past_survival, speed.dtype), ahead)
+    expected = total[corners] + taken[corners] * _expected(left, ahead, past_survival, speed.dtype)
     sets_out = torch.where(ahead > 1, expected * speed[following] > throughput[corners], pays[corners])
     num_crossed = sets_out.to(torch.int64).cumprod(dim=0).sum(dim=0, keepdim=True)
     crossed = pad(corners, (0, 1), value=pairs).gather(0, num_crossed)
@@ -75,20 +78,16 @@ def _requests_left(keys: Tensor, drafted: Tensor, reached: Tensor) -> Tensor:
     return len(drafted) - torch.searchsorted(ends, reached)
 
 
-def _fall(left: Tensor, past_survival: tuple[float, ...], real: torch.dtype) -> Tensor:
-    """By what factor survival is expected to fall from one token of the walk to the next, ``left [C]`` left.
+def _expected(left: Tensor, ahead: Tensor, past_survival: tuple[float, ...], real: torch.dtype) -> Tensor:
+    """What ``ahead [C]`` tokens bring, the first of them 1, where ``left [C]`` requests have tokens left.
 
     Where requests lose a share 1 - c of survival from each token to the next, the tokens of n requests in the
-    order of survival fall by c ** (1 / n). n are those that have tokens left.
+    order of survival fall by c ** (1 / n), so k of them bring (1 - c ** (k / n)) / (1 - c ** (1 / n)).
     """
     rate = past_survival[-1] ** (1 / len(past_survival)) if past_survival else 0.0
-    return torch.full_like(left, rate, dtype=real) ** (1 / left.clamp(min=1))
-
-
-def _series(fall: Tensor, count: Tensor) -> Tensor:
-    """1 + f + f ** 2 + .. of ``count`` terms."""
-    several = (1 - fall**count) / (1 - fall).clamp(min=1e-12)
-    return torch.where(fall < 1, several, count.to(fall.dtype))
+    fall = math.log(min(rate, _MOST_KEPT)) if rate > 0 else -math.inf
+    each = fall / left.clamp(min=1).to(real)
+    return torch.expm1(each * ahead) / torch.expm1(each)
 
 
 class HullScheduler:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from deepspec.simulate import Workload
 
 _POLICIES = ["fixed:length=0", "fixed:length=1", "fixed", "prefix", "cliff", "frugal"]
+_MODELLED_DRAFT = 7
 
 
 def simulate(
@@ -40,9 +41,16 @@ def simulate(
         int,
         typer.Option(metavar="N", help="Make stairs of the roofline, N tokens each; 1: smooth."),
     ] = 1,
-    draft_length: Annotated[int, typer.Option(metavar="G", help="Tokens that can be drafted.")] = 7,
+    trace: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Rounds of `eval --trace` to replay, not modelled ones."),
+    ] = None,
+    draft_length: Annotated[
+        int | None,
+        typer.Option(metavar="G", help="Tokens that can be drafted; without it 7, or what --trace drafted."),
+    ] = None,
     workload: Annotated[
-        str, typer.Option(metavar="CLASS=SHARE,..", help="Shares of math, code and chat.")
+        str, typer.Option(metavar="CLASS=SHARE,..", help="Shares of math, code and chat; a trace has none.")
     ] = "math=1,code=1,chat=1",
     prompt_tokens: Annotated[float, typer.Option(metavar="N", help="Mean length of a prompt.")] = 512,
     output_tokens: Annotated[float, typer.Option(metavar="N", help="Mean length of an answer.")] = 512,
@@ -59,19 +67,23 @@ def simulate(
     json: JsonFlag = False,
 ) -> None:
     """Serve a workload under length policies, on a curve and without a model."""
-    from deepspec.simulate import Workload, compare_policies
+    from deepspec.simulate import Workload, compare_policies, read_rounds
 
+    recorded = None if trace is None else read_rounds(trace)
+    longest = _MODELLED_DRAFT if recorded is None else recorded.draft_length
+    most = longest if draft_length is None else draft_length
     load = Workload(_shares(workload), prompt_tokens, output_tokens)
     concurrencies = _numbers(concurrency)
-    described, curve_at = _curves(curve, hardware, target_class, load, draft_length, tile)
+    described, curve_at = _curves(curve, hardware, target_class, load, most, tile)
     found = compare_policies(
         policy or _POLICIES,
         curve_at,
         load,
         concurrencies=concurrencies,
-        draft_length=draft_length,
+        draft_length=most,
         num_steps=steps,
         arrivals=arrivals,
+        recorded=None if recorded is None else recorded.shortened(most),
         seed=seed,
     )
     if json:

@@ -51,7 +51,7 @@ def hull_lengths(
     Args:
         survival: ``[R, G]``, never increasing along a row. drafted: int64 ``[R]``.
         speed: float64 ``[R * G + 1]``, rounds per second with 0.. tokens admitted.
-        corners: int64 ``[C]``, ascending from 0 to R * G - 1: with how many tokens the walk may stop and think.
+        corners: int64 ``[C]``, ascending from 0, below R * G: with how many tokens it may stop and think.
         past_survival: see :class:`deepspec.types.Load`; empty expects nothing of a token that is not seen.
     """
     pairs = survival.numel()

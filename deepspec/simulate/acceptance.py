@@ -1,6 +1,6 @@
-"""Which drafts are accepted in a simulation: a model fitted to published accepted lengths, or recordings.
+"""Which drafts are accepted in a simulation, and a model of it, fitted to published accepted lengths.
 
-The fitted model: the conditional acceptance of a request's position is logistic(level + request + round +
+The model: the conditional acceptance of a request's position is logistic(level + request + round +
 position), normal terms, of which the round's is autocorrelated. The level of each class of text is fitted so
 that fixed drafts of 7 tokens have the published accepted length. Confidences are the conditional acceptances,
 so they are calibrated; what a head does not know of a token's chance makes no difference to a calibrated
@@ -139,40 +139,6 @@ class FittedAcceptance(AcceptanceModel):
         shared = (self._base[slots] + self._spread.round * here)[:, None]
         accepted = (self._needed[place] < shared).sum(axis=1)
         return DraftedRounds(logistic(shared + self._positions[place]), accepted)
-
-
-class RecordedAcceptance(AcceptanceModel):
-    """Rounds resampled from recordings of rounds that verified everything.
-
-    Args:
-        confidences: ``[N, G]`` calibrated conditional acceptances. accepted: int64 ``[N]``.
-
-    Raises ConfigError for shapes that do not fit, and values out of range.
-    """
-
-    def __init__(self, confidences: Floats, accepted: Ints, seed: int) -> None:
-        if confidences.ndim != 2 or len(confidences) == 0 or accepted.shape != confidences.shape[:1]:
-            raise ConfigError(
-                f"recorded rounds have confidences {list(confidences.shape)} and accepted "
-                f"{list(accepted.shape)}; give [N, G] and [N], N at least 1"
-            )
-        wrong = ~((confidences >= 0) & (confidences <= 1)).all(axis=1)
-        wrong |= (accepted < 0) | (accepted > confidences.shape[1])
-        if wrong.any():
-            first = int(wrong.argmax())
-            raise ConfigError(
-                f"recorded round {first} has confidences {confidences[first].tolist()} and {accepted[first]} "
-                f"accepted; allowed are 0..1 and 0..{confidences.shape[1]}"
-            )
-        self._rounds, self._random = DraftedRounds(confidences, accepted), np.random.default_rng(seed)
-
-    def start(self, slots: Ints, classes: Ints) -> None:
-        """See :class:`AcceptanceModel`; recordings have no classes."""
-
-    def round(self, slots: Ints) -> DraftedRounds:
-        """See :class:`AcceptanceModel`."""
-        drawn = self._random.integers(0, len(self._rounds.accepted), len(slots))
-        return DraftedRounds(self._rounds.conditional[drawn], self._rounds.accepted[drawn])
 
 
 def logistic(logits: Floats) -> Floats:

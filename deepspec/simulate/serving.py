@@ -33,8 +33,7 @@ class Served:
         tokens_per_s: of all requests together. tokens_per_s_per_user: of one while it decodes, the mean.
         verify_budget: tokens of a decoding request in a target step, its anchor counted: 1 + verify length.
         tbt_ms_p50, tbt_ms_p99: time between tokens: a round's time over what a request gained in it,
-        quantiles
-            over tokens.
+            quantiles over tokens.
         accepted_length: tokens gained in a round, bonus included. draft_length: drafted in a round.
         num_steps: how many were counted.
     """
@@ -59,7 +58,6 @@ def serve(
     num_steps: int,
     prefill_chunk: int = PREFILL_CHUNK,
     warm_up: float = 0.2,
-    seed: int = 0,
     foresees: bool = False,
 ) -> Served:
     """Serve for ``num_steps``, or until requests that come at given times are all done.
@@ -71,7 +69,7 @@ def serve(
         foresees: whether the policy knew beforehand what it would verify, and paid for drafting only that.
     """
     simulation = _Simulation(policy, curve, acceptance, requests, num_slots, prefill_chunk, foresees)
-    simulation.fill(np.random.default_rng([seed, 3]))
+    simulation.fill()
     with torch.inference_mode():
         for _ in range(num_steps):
             if not simulation.step():
@@ -107,12 +105,14 @@ class _Simulation:
         self.rows: list[tuple[float, int, int, int]] = []  # seconds, R, verify rows, G of each step
         self.gains: list[NDArray[np.int64]] = []  # how many requests gained 0.. tokens in each step
 
-    def fill(self, random: np.random.Generator) -> None:
-        """Of requests that come without end, begin in the midst: prompts read, answers partly written."""
+    def fill(self) -> None:
+        """Of requests that come without end, begin in the midst: all slots taken, their prompts read.
+
+        What is left of an answer of exponential length is as long as a whole one.
+        """
         if self.requests.arrivals is None:
             self._admit()
             self.prompt[:] = 0
-            self.output[:] = np.maximum(1, self.output * random.random(len(self.output)))
 
     def step(self) -> bool:
         """One target step; False when nothing is left to do."""

@@ -63,6 +63,7 @@ BAD_INPUT = [
     ["simulate", "--arrivals", "poisson:-1"],
     ["simulate", "--arrivals", "absent.json"],
     ["simulate", "--curve", "absent.json"],
+    ["simulate", "--trace", "absent.parquet"],
     ["simulate", "--steps", "1"],
     ["check"],
     ["check", "policy:markov"],

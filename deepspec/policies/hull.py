@@ -52,7 +52,7 @@ def hull_lengths(
         survival: ``[R, G]``, never increasing along a row. drafted: int64 ``[R]``.
         speed: float64 ``[R * G + 1]``, rounds per second with 0.. tokens admitted.
         corners: int64 ``[C]``, ascending from 0, below R * G: with how many tokens it may stop and think.
-        past_survival: see :class:`deepspec.types.Load`; empty expects nothing of a token that is not seen.
+        past_survival: see :class:`deepspec.types.Load`; where empty, no fall is expected.
     """
     pairs = survival.numel()
     keys, ordered = walk_order(survival, drafted, speed.dtype)
@@ -84,7 +84,7 @@ def _expected(left: Tensor, ahead: Tensor, past_survival: tuple[float, ...], rea
     Where requests lose a share 1 - c of survival from each token to the next, the tokens of n requests in the
     order of survival fall by c ** (1 / n), so k of them bring (1 - c ** (k / n)) / (1 - c ** (1 / n)).
     """
-    rate = past_survival[-1] ** (1 / len(past_survival)) if past_survival else 0.0
+    rate = past_survival[-1] ** (1 / len(past_survival)) if past_survival else 1.0
     fall = math.log(min(rate, _MOST_KEPT)) if rate > 0 else -math.inf
     each = fall / left.clamp(min=1).to(real)
     return torch.expm1(each * ahead) / torch.expm1(each)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,7 @@ def serve_point(
     *,
     concurrency: int,
     num_steps: int,
+    num_tokens: float = math.inf,
     arrivals: str = "closed",
     recorded: RecordedRounds | None = None,
     seed: int = 0,
@@ -88,6 +90,7 @@ def serve_point(
         requests,
         num_slots=concurrency,
         num_steps=num_steps,
+        num_tokens=num_tokens,
         foresees=foresees,
     )
 

@@ -6,6 +6,7 @@ seconds long, after the time that drafting takes. All requests of a step are one
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, replace
 
@@ -56,6 +57,7 @@ def serve(
     *,
     num_slots: int,
     num_steps: int,
+    num_tokens: float = math.inf,
     prefill_chunk: int = PREFILL_CHUNK,
     warm_up: float = 0.2,
     foresees: bool = False,
@@ -64,6 +66,7 @@ def serve(
 
     Args:
         policy: one of its own for each simulation; its ``curve`` becomes this one.
+        num_tokens: or until so many were written; policies that differ in speed then serve the same requests.
         prefill_chunk: prompt tokens that a step takes in at most; they count in B.
         warm_up: share of the steps that is left out of what is reported.
         foresees: whether the policy knew beforehand what it would verify, and paid for drafting only that.
@@ -72,7 +75,7 @@ def serve(
     simulation.fill()
     with torch.inference_mode():
         for _ in range(num_steps):
-            if not simulation.step():
+            if simulation.written >= num_tokens or not simulation.step():
                 break
     return simulation.report(warm_up)
 
@@ -101,7 +104,7 @@ class _Simulation:
         self.history, self.survivals = RoundHistory(self.most), deque[Tensor](maxlen=2)
         self.owner = np.full(num_slots, -1)
         self.prompt, self.output = np.zeros(num_slots, np.int64), np.zeros(num_slots, np.int64)
-        self.clock, self.next = 0.0, 0
+        self.clock, self.next, self.written = 0.0, 0, 0
         self.rows: list[tuple[float, int, int, int]] = []  # seconds, R, verify rows, G of each step
         self.gains: list[NDArray[np.int64]] = []  # how many requests gained 0.. tokens in each step
 
@@ -129,6 +132,7 @@ class _Simulation:
             drafting, rows, num_draft, gained = self._round(decoding, prefill)
         seconds = float(self.times[rows + prefill - 1]) + drafting
         self.clock += seconds
+        self.written += int(gained.sum())
         self.rows.append((seconds, len(decoding), rows, num_draft))
         self.gains.append(np.bincount(gained, minlength=self.most + 2))
         self.owner[(self.prompt == 0) & (self.output <= 0)] = -1

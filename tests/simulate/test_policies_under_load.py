@@ -63,3 +63,9 @@ def test_the_verify_budget_falls_with_load() -> None:
 def test_cliff_is_ahead_of_the_prefix_scheduler_on_stairs() -> None:
     stairs = tiled(curve_of("70b", 32), 64, 8 * 32 + PREFILL_CHUNK)
     assert rate("cliff", stairs, 32) > 1.1 * rate("prefix", stairs, 32)
+
+
+def test_frugal_gets_going_at_the_foot_of_a_cliff() -> None:
+    """64 requests fill a tile of 64 to the last token, so that no single drafted token ever pays."""
+    stairs = tiled(curve_of("4b", 64), 64, 8 * 64 + PREFILL_CHUNK)
+    assert rate("frugal", stairs, 64) > 1.3 * rate("fixed:length=0", stairs, 64)

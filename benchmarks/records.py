@@ -1,7 +1,6 @@
 """Dated records of measurements, with what is needed to repeat them; and their part of the README.
 
-``python benchmarks/records.py`` rewrites the tables between the README's markers from the newest record of
-each kind; ``--check`` only says whether they agree, which a test does too.
+``python benchmarks/records.py`` rewrites the README's tables from the newest records; ``--check`` compares.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import simulate_table
 
 from deepspec.environment import device_name, versions
 from deepspec.paths import written_whole
@@ -275,6 +276,7 @@ _TABLES = {
     "strategies-cuda": _strategies_table,
     "divergence": _divergence_table,
     "draft-length": _draft_length_table,
+    "simulate": simulate_table.table,
 }
 _BEST = 5
 
@@ -304,12 +306,11 @@ def _machine(record: dict[str, Any], statistics: str = "; medians with quartiles
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
-    check = parser.parse_args().check
     text = README.read_text()
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
     wanted = f"{head}{BEGIN}\n{tables()}\n{END}{tail}"
-    if check:
+    if parser.parse_args().check:
         return int(text != wanted)
     README.write_text(wanted)
     return 0

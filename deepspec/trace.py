@@ -183,7 +183,7 @@ def read_trace(path: str | Path) -> Trace:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
         raise DataError(f"trace {path} cannot be read: {reason}; give a file of `eval --trace`") from error
     stored = (table.schema.metadata or {}).get(_KEY)
     missing = [name for name in COLUMNS if name not in table.column_names]

@@ -231,14 +231,11 @@ class Load:
         num_requests: R, requests that take part in this round.
         prefill_tokens: prompt tokens in the same target step; they count in B.
         steps_per_second: float64 ``[L]``, the policy's SPS curve at B = 1..L on its device; None without one.
-        past_survival: the past's P(accepted >= j) for j = 1..G, host side; empty before the first verdict.
+        past_survival: the past's P(accepted >= j) for j = 1..G; empty before the first verdict.
         past_verified, past_accepted: of past rounds that drafted all G tokens, the share of requests of which
             at least j were verified, and accepted, for j = 1..G; empty without such a round.
         rounds_short: rounds since one that drafted all G tokens.
-        earlier_survival: ``[R', G']``, survival of all that was drafted two drafting rounds before, on the
-            device; None where there was no such round.
-
-    All but the first three are of past rounds alone, so that a policy may decide anything by them.
+        earlier_survival: on device ``[R', G']``, of two drafting rounds before; None without one.
     """
 
     num_requests: int

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from deepspec.simulate import Workload
 
 _POLICIES = ["fixed:length=0", "fixed:length=1", "fixed", "prefix", "cliff", "frugal"]
+_MODELLED_DRAFT = 7
 
 
 def simulate(
@@ -36,9 +37,20 @@ def simulate(
         str, typer.Option(metavar="NAME", help="Whose roofline is taken: h200, h100.")
     ] = "h200",
     target_class: Annotated[str, typer.Option(metavar="NAME", help="The target's size: 4b, 70b.")] = "4b",
-    draft_length: Annotated[int, typer.Option(metavar="G", help="Tokens that can be drafted.")] = 7,
+    tile: Annotated[
+        int,
+        typer.Option(metavar="N", help="Make stairs of the roofline, N tokens each; 1: smooth."),
+    ] = 1,
+    trace: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Rounds of `eval --trace` to replay, not modelled ones."),
+    ] = None,
+    draft_length: Annotated[
+        int | None,
+        typer.Option(metavar="G", help="Tokens that can be drafted; without it 7, or what --trace drafted."),
+    ] = None,
     workload: Annotated[
-        str, typer.Option(metavar="CLASS=SHARE,..", help="Shares of math, code and chat.")
+        str, typer.Option(metavar="CLASS=SHARE,..", help="Shares of math, code and chat; a trace has none.")
     ] = "math=1,code=1,chat=1",
     prompt_tokens: Annotated[float, typer.Option(metavar="N", help="Mean length of a prompt.")] = 512,
     output_tokens: Annotated[float, typer.Option(metavar="N", help="Mean length of an answer.")] = 512,
@@ -55,19 +67,23 @@ def simulate(
     json: JsonFlag = False,
 ) -> None:
     """Serve a workload under length policies, on a curve and without a model."""
-    from deepspec.simulate import Workload, compare_policies
+    from deepspec.simulate import Workload, compare_policies, read_rounds
 
+    recorded = None if trace is None else read_rounds(trace)
+    longest = _MODELLED_DRAFT if recorded is None else recorded.draft_length
+    most = longest if draft_length is None else draft_length
     load = Workload(_shares(workload), prompt_tokens, output_tokens)
     concurrencies = _numbers(concurrency)
-    described, curve_at = _curves(curve, hardware, target_class, load, draft_length)
+    described, curve_at = _curves(curve, hardware, target_class, load, most, tile)
     found = compare_policies(
         policy or _POLICIES,
         curve_at,
         load,
         concurrencies=concurrencies,
-        draft_length=draft_length,
+        draft_length=most,
         num_steps=steps,
         arrivals=arrivals,
+        recorded=None if recorded is None else recorded.shortened(most),
         seed=seed,
     )
     if json:
@@ -96,12 +112,13 @@ def _line(described: dict[str, Any]) -> str:
 
 
 def _curves(
-    file: str | None, hardware: str, target_class: str, workload: Workload, draft_length: int
+    file: str | None, hardware: str, target_class: str, workload: Workload, draft_length: int, tile: int
 ) -> tuple[dict[str, Any], Callable[[int], SpsCurve]]:
     """What the curve is, and the curve for each number of requests."""
     from deepspec.curves import SpsCurve
     from deepspec.errors import ConfigError, nearest
-    from deepspec.roofline import HARDWARE, TARGETS, roofline_curve
+    from deepspec.roofline import HARDWARE, TARGETS, roofline_curve, tiled
+    from deepspec.simulate.serving import PREFILL_CHUNK
 
     if file is not None:
         curve = SpsCurve.read(file)
@@ -111,16 +128,18 @@ def _curves(
             raise ConfigError(f"unknown {kind} {name!r}; {nearest(name, known)}")
 
     def at(num_requests: int) -> SpsCurve:
-        return roofline_curve(
+        most = num_requests * (1 + draft_length) + PREFILL_CHUNK
+        smooth = roofline_curve(
             HARDWARE[hardware],
             TARGETS[target_class],
             num_requests=num_requests,
             context_length=workload.context_length,
-            most_tokens=num_requests * (1 + draft_length) + 512,
+            most_tokens=most,
         )
+        return smooth if tile == 1 else tiled(smooth, tile, most)
 
     described = {"modelled": True, "hardware": HARDWARE[hardware].name, "model": TARGETS[target_class].name}
-    return {**described, "context_length": workload.context_length}, at
+    return {**described, "tile": tile, "context_length": workload.context_length}, at
 
 
 def _shares(given: str) -> dict[str, float]:

@@ -48,11 +48,12 @@ class RoundHistory:
         The product of the conditional rates; the rate before a position counts as one more try of it, which
         is all there is of a position that was never tried.
         """
-        if not self._tried.any():
+        tried, passed = self._tried.tolist(), self._passed.tolist()
+        if not any(tried):
             return ()
-        rates = [float(self._passed[0] / self._tried[0])]
-        for tried, passed in zip(self._tried[1:], self._passed[1:], strict=True):
-            rates.append(float((passed + rates[-1]) / (tried + 1)))
+        rates = [passed[0] / tried[0]]
+        for all_of_it, gone_on in zip(tried[1:], passed[1:], strict=True):
+            rates.append((gone_on + rates[-1]) / (all_of_it + 1))
         return tuple(accumulate(rates, mul))
 
     def load(self, num_requests: int, prefill_tokens: int) -> Load:

@@ -75,8 +75,8 @@ def first_of(keys: Tensor, ordered: Tensor, count: Tensor) -> Tensor:
 
 def _units(survival: Tensor, inside: Tensor, real: torch.dtype) -> Tensor:
     """Survival in units, to the nearest, at least 1 where it is above 0: int64 ``[R, G]``."""
-    counted = (survival.to(real) * UNIT + 0.5).floor().clamp(1, UNIT)
-    return torch.where(inside & (survival > 0), counted, 0).to(torch.int64)
+    counted = (survival.to(real) * UNIT + 0.5).to(torch.int64).clamp(1, UNIT)
+    return torch.where(inside & (survival > 0), counted, 0)
 
 
 def checked(schedule: Callable[..., Tensor]) -> Callable[..., Tensor]:

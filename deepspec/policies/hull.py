@@ -10,8 +10,12 @@ every segment is one token long, nothing is expected, and the walk is the prefix
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left, bisect_right
+
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from deepspec.curves import SpsCurve
 from deepspec.kernels.schedule import UNIT, first_of, prefix_walk, walk_order
@@ -20,6 +24,8 @@ from deepspec.types import Load
 
 #: Relative difference of two slopes of a curve that count as one.
 _SAME = 1e-9
+#: A rate of 1 would divide 0 by 0.
+_MOST_KEPT = 1 - 1e-12
 _ROWS = 256
 
 
@@ -45,60 +51,51 @@ def hull_lengths(
     Args:
         survival: ``[R, G]``, never increasing along a row. drafted: int64 ``[R]``.
         speed: float64 ``[R * G + 1]``, rounds per second with 0.. tokens admitted.
-        corners: bool, likewise: where the walk may stop and think.
-        past_survival: see :class:`deepspec.types.Load`; empty expects nothing of a token that is not seen.
+        corners: int64 ``[C]``, ascending from 0, below R * G: with how many tokens it may stop and think.
+        past_survival: see :class:`deepspec.types.Load`; where empty, no fall is expected.
     """
-    num, num_draft = survival.shape
-    pairs = num * num_draft
+    pairs = survival.numel()
     keys, ordered = walk_order(survival, drafted, speed.dtype)
     taken = UNIT - ordered // pairs
-    total = torch.cat([taken.new_full((1,), num * UNIT), taken]).cumsum(dim=0).to(speed.dtype)
-    last = drafted.sum(dim=0, keepdim=True)
-    places = torch.arange(pairs + 1, device=speed.device)
-    following = _next_corner(corners | (places == last), places)[:-1].minimum(last)
+    total = torch.cat([taken.new_full((1,), len(survival) * UNIT), taken]).cumsum(dim=0).to(speed.dtype)
     throughput = total * speed
     pays = throughput[1:] > throughput[:-1]
-    ahead = following - places[:-1]
-    expected = total[:-1] + taken * _series(_fall(ordered, drafted, past_survival, speed.dtype), ahead)
-    sets_out = torch.where(ahead > 1, expected * speed[following] > throughput[:-1], pays)
-    sets_out |= ~corners[:-1] & (places[:-1] > 0)
-    crossed = (sets_out & (taken > 0)).to(torch.int64).cumprod(dim=0).sum(dim=0, keepdim=True)
-    goes_on = ((places[:-1] < crossed) | pays) & (taken > 0)
+    following = pad(corners[1:], (0, 1), value=pairs).minimum(drafted.sum(dim=0, keepdim=True))
+    ahead = following - corners
+    left = _requests_left(keys, drafted, ordered[corners])
+    expected = total[corners] + taken[corners] * _expected(left, ahead, past_survival, speed.dtype)
+    sets_out = torch.where(ahead > 1, expected * speed[following] > throughput[corners], pays[corners])
+    num_crossed = sets_out.to(torch.int64).cumprod(dim=0).sum(dim=0, keepdim=True)
+    crossed = pad(corners, (0, 1), value=pairs).gather(0, num_crossed)
+    goes_on = ((torch.arange(pairs, device=speed.device) < crossed) | pays) & (taken > 0)
     return first_of(keys, ordered, goes_on.to(torch.int64).cumprod(dim=0).sum(dim=0, keepdim=True))
 
 
-def _next_corner(corners: Tensor, places: Tensor) -> Tensor:
-    """For each place the first corner past it, the last place where there is none."""
-    at = torch.where(corners, places, len(places) - 1)
-    first = at.flip(0).cummin(dim=0).values.flip(0)
-    return torch.cat([first[1:], first[-1:]])
+def _requests_left(keys: Tensor, drafted: Tensor, reached: Tensor) -> Tensor:
+    """How many requests have tokens left when the walk comes to the keys ``reached [C]``: int64 ``[C]``."""
+    last = keys.gather(1, (drafted - 1).clamp(min=0)[:, None])[:, 0]
+    ends = torch.where(drafted > 0, last, -1).sort().values
+    return len(drafted) - torch.searchsorted(ends, reached)
 
 
-def _fall(ordered: Tensor, drafted: Tensor, past_survival: tuple[float, ...], real: torch.dtype) -> Tensor:
-    """By what factor survival is expected to fall from one token of the walk to the next, at each place.
+def _expected(left: Tensor, ahead: Tensor, past_survival: tuple[float, ...], real: torch.dtype) -> Tensor:
+    """What ``ahead [C]`` tokens bring, the first of them 1, where ``left [C]`` requests have tokens left.
 
     Where requests lose a share 1 - c of survival from each token to the next, the tokens of n requests in the
-    order of survival fall by c ** (1 / n). n are those that have tokens left.
+    order of survival fall by c ** (1 / n), so k of them bring (1 - c ** (k / n)) / (1 - c ** (1 / n)).
     """
-    num, pairs = len(drafted), len(ordered)
-    rate = past_survival[-1] ** (1 / len(past_survival)) if past_survival else 0.0
-    places = ordered % pairs
-    is_last = (places // num == drafted[places % num] - 1).to(torch.int64)
-    left = (drafted > 0).sum() - is_last.cumsum(dim=0) + is_last
-    return torch.full_like(left, rate, dtype=real) ** (1 / left.clamp(min=1))
-
-
-def _series(fall: Tensor, count: Tensor) -> Tensor:
-    """1 + f + f ** 2 + .. of ``count`` terms."""
-    several = (1 - fall**count) / (1 - fall).clamp(min=1e-12)
-    return torch.where(fall < 1, several, count.to(fall.dtype))
+    rate = past_survival[-1] ** (1 / len(past_survival)) if past_survival else 1.0
+    fall = math.log(min(rate, _MOST_KEPT)) if rate > 0 else -math.inf
+    each = fall / left.clamp(min=1).to(real)
+    return torch.expm1(each * ahead) / torch.expm1(each)
 
 
 class HullScheduler:
     """:func:`hull_lengths` for the curve of a load, whose corners are found once; all without a curve."""
 
     def __init__(self) -> None:
-        self._corners: tuple[Tensor, Tensor] | None = None
+        self._table: Tensor | None = None
+        self._corners, self._places = torch.zeros(0, dtype=torch.int64), [0]
 
     def __call__(
         self,
@@ -117,8 +114,10 @@ class HullScheduler:
         speed = step_speeds(load, pairs, curve, num_draft, counts_prompts=counts_prompts)
         if curve is not None and curve.is_convex:
             return prefix_walk(survival, drafted, speed)
-        if self._corners is None or self._corners[0] is not table:
-            self._corners = table, hull_corners(table)
-        corners = self._corners[1][load.num_requests + load.prefill_tokens - 1 :][: pairs + 1]
-        corners = torch.nn.functional.pad(corners, (0, pairs + 1 - len(corners)), value=True)
+        if self._table is not table:
+            self._table, self._corners = table, hull_corners(table).nonzero()[:, 0]
+            self._places = self._corners.tolist()
+        start = load.num_requests + load.prefill_tokens - 1
+        first, end = bisect_right(self._places, start), bisect_left(self._places, start + pairs)
+        corners = pad(self._corners[first:end] - start, (1, 0))
         return hull_lengths(survival, drafted, speed, corners, load.past_survival)

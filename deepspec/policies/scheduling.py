@@ -43,7 +43,8 @@ def step_speeds(
     window = table[num + load.prefill_tokens - 1 :][: pairs + 1]
     seconds = 0.0 if curve is None else curve.draft_seconds(num, num_draft)
     if counts_prompts or load.prefill_tokens == 0:
-        speed = window if seconds == 0 else 1 / (1 / window + seconds)
+        speed = window if seconds == 0 else (window.reciprocal() + seconds).reciprocal()
     else:
-        speed = 1 / (1 / window - 1 / window[:1] + 1 / table[num - 1] + seconds)
+        apart = seconds + table[num - 1].reciprocal() - window[:1].reciprocal()
+        speed = (window.reciprocal() + apart).reciprocal()
     return pad(speed, (0, pairs + 1 - len(speed)))

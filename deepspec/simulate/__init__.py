@@ -4,8 +4,9 @@ It drives the very policies that an engine drives; what a machine does is an SPS
 drafts is an acceptance model.
 """
 
-from deepspec.simulate.acceptance import AcceptanceModel, DraftedRounds, FittedAcceptance, RecordedAcceptance
+from deepspec.simulate.acceptance import AcceptanceModel, DraftedRounds, FittedAcceptance
 from deepspec.simulate.comparison import build_policy, compare_policies
+from deepspec.simulate.recorded import RecordedAcceptance, RecordedRounds, read_rounds
 from deepspec.simulate.serving import Served, serve
 from deepspec.simulate.workload import Requests, Workload, closed_loop, open_loop
 
@@ -14,6 +15,7 @@ __all__ = [
     "DraftedRounds",
     "FittedAcceptance",
     "RecordedAcceptance",
+    "RecordedRounds",
     "Requests",
     "Served",
     "Workload",
@@ -21,5 +23,6 @@ __all__ = [
     "closed_loop",
     "compare_policies",
     "open_loop",
+    "read_rounds",
     "serve",
 ]

@@ -1,6 +1,6 @@
-"""Which drafts are accepted in a simulation: a model fitted to published accepted lengths, or recordings.
+"""Which drafts are accepted in a simulation, and a model of it, fitted to published accepted lengths.
 
-The fitted model: the conditional acceptance of a request's position is logistic(level + request + round +
+The model: the conditional acceptance of a request's position is logistic(level + request + round +
 position), normal terms, of which the round's is autocorrelated. The level of each class of text is fitted so
 that fixed drafts of 7 tokens have the published accepted length. Confidences are the conditional acceptances,
 so they are calibrated; what a head does not know of a token's chance makes no difference to a calibrated
@@ -26,6 +26,8 @@ Ints = NDArray[np.int64]
 #: of GSM8K, MATH and AIME25; of MBPP, HumanEval and LiveCodeBench; of MT-Bench, Alpaca and Arena-Hard.
 PUBLISHED_LENGTHS = {"math": 5.57, "code": 5.12, "chat": 3.49}
 FITTED_DRAFT_LENGTH = 7
+#: Rounds of the table of noise: some hundred times as many as a request has.
+_NOISE_ROUNDS = 2**16
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,12 @@ def mean_length(level: float, spread: Spread, draft_length: int) -> float:
 
 
 class FittedAcceptance(AcceptanceModel):
-    """The logistic model for classes of text of these accepted lengths."""
+    """The logistic model for classes of text of these accepted lengths.
+
+    The n-th request to start is the same one for the same seed, round for round, whatever a policy does:
+    policies that are compared serve the same text, so that they differ by less than two texts do. Its rounds
+    read one table of noise from a place of their own on.
+    """
 
     def __init__(
         self,
@@ -106,61 +113,32 @@ class FittedAcceptance(AcceptanceModel):
         seed: int,
         spread: Spread | None = None,
     ) -> None:
-        self._spread, self._draft_length = spread or Spread(), draft_length
-        self._levels = np.array([fit_level(length, self._spread) for length in lengths])
-        self._random = np.random.default_rng(seed)
+        self._spread = spread = spread or Spread()
+        self._levels = np.array([fit_level(length, spread) for length in lengths])
+        self._requests, self._places, noise = (np.random.default_rng([seed, which]) for which in (4, 5, 6))
+        self._shifts = np.sqrt(1 - spread.kept**2) * noise.standard_normal(_NOISE_ROUNDS)
+        self._positions = spread.position * noise.standard_normal((_NOISE_ROUNDS, draft_length))
+        # A position passes where the terms that it shares with its round are above this; all before it, too.
+        needed = noise.logistic(size=self._positions.shape) - self._positions
+        self._needed = np.maximum.accumulate(needed, axis=1)
         self._base, self._round = np.zeros(num_slots), np.zeros(num_slots)
+        self._place = np.zeros(num_slots, np.int64)
 
     def start(self, slots: Ints, classes: Ints) -> None:
         """See :class:`AcceptanceModel`."""
-        drawn = self._random.standard_normal((2, len(slots)))
-        self._base[slots] = self._levels[classes] + self._spread.request * drawn[0]
-        self._round[slots] = drawn[1]
+        drawn = self._requests.standard_normal((len(slots), 2))
+        self._base[slots] = self._levels[classes] + self._spread.request * drawn[:, 0]
+        self._round[slots] = drawn[:, 1]
+        self._place[slots] = (self._places.random(len(slots)) * _NOISE_ROUNDS).astype(np.int64)
 
     def round(self, slots: Ints) -> DraftedRounds:
         """See :class:`AcceptanceModel`."""
-        spread, num = self._spread, len(slots)
-        drawn = self._random.standard_normal((num, self._draft_length + 1))
-        here = spread.kept * self._round[slots] + np.sqrt(1 - spread.kept**2) * drawn[:, 0]
-        self._round[slots] = here
-        shared = self._base[slots] + spread.round * here
-        conditional = logistic(shared[:, None] + spread.position * drawn[:, 1:])
-        passes = self._random.random(conditional.shape) < conditional
-        return DraftedRounds(conditional, np.logical_and.accumulate(passes, axis=1).sum(axis=1))
-
-
-class RecordedAcceptance(AcceptanceModel):
-    """Rounds resampled from recordings of rounds that verified everything.
-
-    Args:
-        confidences: ``[N, G]`` calibrated conditional acceptances. accepted: int64 ``[N]``.
-
-    Raises ConfigError for shapes that do not fit, and values out of range.
-    """
-
-    def __init__(self, confidences: Floats, accepted: Ints, seed: int) -> None:
-        if confidences.ndim != 2 or len(confidences) == 0 or accepted.shape != confidences.shape[:1]:
-            raise ConfigError(
-                f"recorded rounds have confidences {list(confidences.shape)} and accepted "
-                f"{list(accepted.shape)}; give [N, G] and [N], N at least 1"
-            )
-        wrong = ~((confidences >= 0) & (confidences <= 1)).all(axis=1)
-        wrong |= (accepted < 0) | (accepted > confidences.shape[1])
-        if wrong.any():
-            first = int(wrong.argmax())
-            raise ConfigError(
-                f"recorded round {first} has confidences {confidences[first].tolist()} and {accepted[first]} "
-                f"accepted; allowed are 0..1 and 0..{confidences.shape[1]}"
-            )
-        self._rounds, self._random = DraftedRounds(confidences, accepted), np.random.default_rng(seed)
-
-    def start(self, slots: Ints, classes: Ints) -> None:
-        """See :class:`AcceptanceModel`; recordings have no classes."""
-
-    def round(self, slots: Ints) -> DraftedRounds:
-        """See :class:`AcceptanceModel`."""
-        drawn = self._random.integers(0, len(self._rounds.accepted), len(slots))
-        return DraftedRounds(self._rounds.conditional[drawn], self._rounds.accepted[drawn])
+        place = self._place[slots] % _NOISE_ROUNDS
+        self._place[slots] += 1
+        self._round[slots] = here = self._spread.kept * self._round[slots] + self._shifts[place]
+        shared = (self._base[slots] + self._spread.round * here)[:, None]
+        accepted = (self._needed[place] < shared).sum(axis=1)
+        return DraftedRounds(logistic(shared + self._positions[place]), accepted)
 
 
 def logistic(logits: Floats) -> Floats:

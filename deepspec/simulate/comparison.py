@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,15 +12,14 @@ from deepspec.curves import SpsCurve
 from deepspec.errors import ConfigError
 from deepspec.interfaces import BuildContext, LengthPolicy, TargetInfo
 from deepspec.plugins import create_plugin_manager, resolve_part
-from deepspec.simulate.acceptance import PUBLISHED_LENGTHS, FittedAcceptance
+from deepspec.simulate.acceptance import PUBLISHED_LENGTHS, AcceptanceModel, FittedAcceptance
+from deepspec.simulate.recorded import RecordedAcceptance, RecordedRounds
 from deepspec.simulate.serving import Served, serve
 from deepspec.simulate.workload import Workload, arrival_times, closed_loop, open_loop
 from deepspec.validation import validate
 
 if TYPE_CHECKING:
     import pluggy
-
-_POINT = ("tokens_per_s", "tokens_per_s_per_user", "verify_budget", "tbt_ms_p50", "tbt_ms_p99")
 
 
 def build_policy(given: str, draft_length: int, manager: pluggy.PluginManager | None = None) -> LengthPolicy:
@@ -65,16 +64,25 @@ def serve_point(
     *,
     concurrency: int,
     num_steps: int,
+    num_tokens: float = math.inf,
     arrivals: str = "closed",
+    recorded: RecordedRounds | None = None,
     seed: int = 0,
     foresees: bool = False,
 ) -> Served:
-    """One policy at one load of a workload, with fitted acceptance; the same requests for the same seed."""
-    num = 64 * concurrency
+    """One policy at one load of a workload; the same requests for the same seed.
+
+    Acceptance is that of ``recorded`` rounds of the policy's draft length, or the fitted model's when None.
+    """
+    num = max(1024, 64 * concurrency)
     times = arrival_times(arrivals, num, seed)
     requests = closed_loop(workload, num, seed) if times is None else open_loop(workload, times, seed)
-    lengths = [PUBLISHED_LENGTHS[name] for name in workload.classes]
-    acceptance = FittedAcceptance(lengths, concurrency, policy.context.draft_length, seed)
+    acceptance: AcceptanceModel
+    if recorded is None:
+        lengths = [PUBLISHED_LENGTHS[name] for name in workload.classes]
+        acceptance = FittedAcceptance(lengths, concurrency, policy.context.draft_length, seed)
+    else:
+        acceptance = RecordedAcceptance(recorded, concurrency, seed)
     return serve(
         policy,
         curve,
@@ -82,7 +90,7 @@ def serve_point(
         requests,
         num_slots=concurrency,
         num_steps=num_steps,
-        seed=seed,
+        num_tokens=num_tokens,
         foresees=foresees,
     )
 
@@ -96,11 +104,13 @@ def compare_policies(
     draft_length: int,
     num_steps: int,
     arrivals: str = "closed",
+    recorded: RecordedRounds | None = None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """For each policy its points: concurrency, and what :class:`Served` says under the same names.
 
-    ``curve_at`` gives the curve for a number of concurrent requests. Raises ConfigError for policies that are
+    ``curve_at`` gives the curve for a number of concurrent requests; ``recorded`` is as in
+    :func:`serve_point`. Raises ConfigError for policies that are
     none, before anything runs, and for numbers out of range.
     """
     manager = create_plugin_manager()
@@ -122,9 +132,18 @@ def compare_policies(
                 concurrency=concurrency,
                 num_steps=num_steps,
                 arrivals=arrivals,
+                recorded=recorded,
                 seed=seed,
             )
-            values = asdict(served)
-            points.append({"concurrency": concurrency, **{key: values[key] for key in _POINT}})
+            points.append(
+                {
+                    "concurrency": concurrency,
+                    "tokens_per_s": served.tokens_per_s,
+                    "tokens_per_s_per_user": served.tokens_per_s_per_user,
+                    "verify_budget": served.verify_budget,
+                    "tbt_ms_p50": served.tbt_ms_p50,
+                    "tbt_ms_p99": served.tbt_ms_p99,
+                }
+            )
         found.append({"policy": name, "points": points})
     return found

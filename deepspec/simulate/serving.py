@@ -6,6 +6,7 @@ seconds long, after the time that drafting takes. All requests of a step are one
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, replace
 
@@ -21,7 +22,8 @@ from deepspec.kernels.schedule import check_survival
 from deepspec.simulate.acceptance import AcceptanceModel
 from deepspec.simulate.workload import Requests
 
-_EMPTY = torch.empty((0, 0), dtype=torch.float64)
+#: Prompt tokens that a step takes in at most, as serving engines have it; with fewer they hold up all.
+PREFILL_CHUNK = 2048
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,7 @@ class Served:
         tokens_per_s: of all requests together. tokens_per_s_per_user: of one while it decodes, the mean.
         verify_budget: tokens of a decoding request in a target step, its anchor counted: 1 + verify length.
         tbt_ms_p50, tbt_ms_p99: time between tokens: a round's time over what a request gained in it,
-        quantiles
-            over tokens.
+            quantiles over tokens.
         accepted_length: tokens gained in a round, bonus included. draft_length: drafted in a round.
         num_steps: how many were counted.
     """
@@ -56,24 +57,25 @@ def serve(
     *,
     num_slots: int,
     num_steps: int,
-    prefill_chunk: int = 512,
+    num_tokens: float = math.inf,
+    prefill_chunk: int = PREFILL_CHUNK,
     warm_up: float = 0.2,
-    seed: int = 0,
     foresees: bool = False,
 ) -> Served:
     """Serve for ``num_steps``, or until requests that come at given times are all done.
 
     Args:
         policy: one of its own for each simulation; its ``curve`` becomes this one.
+        num_tokens: or until so many were written; policies that differ in speed then serve the same requests.
         prefill_chunk: prompt tokens that a step takes in at most; they count in B.
         warm_up: share of the steps that is left out of what is reported.
         foresees: whether the policy knew beforehand what it would verify, and paid for drafting only that.
     """
     simulation = _Simulation(policy, curve, acceptance, requests, num_slots, prefill_chunk, foresees)
-    simulation.fill(np.random.default_rng([seed, 3]))
+    simulation.fill()
     with torch.inference_mode():
         for _ in range(num_steps):
-            if not simulation.step():
+            if simulation.written >= num_tokens or not simulation.step():
                 break
     return simulation.report(warm_up)
 
@@ -102,16 +104,18 @@ class _Simulation:
         self.history, self.survivals = RoundHistory(self.most), deque[Tensor](maxlen=2)
         self.owner = np.full(num_slots, -1)
         self.prompt, self.output = np.zeros(num_slots, np.int64), np.zeros(num_slots, np.int64)
-        self.clock, self.next = 0.0, 0
+        self.clock, self.next, self.written = 0.0, 0, 0
         self.rows: list[tuple[float, int, int, int]] = []  # seconds, R, verify rows, G of each step
         self.gains: list[NDArray[np.int64]] = []  # how many requests gained 0.. tokens in each step
 
-    def fill(self, random: np.random.Generator) -> None:
-        """Of requests that come without end, begin in the midst: prompts read, answers partly written."""
+    def fill(self) -> None:
+        """Of requests that come without end, begin in the midst: all slots taken, their prompts read.
+
+        What is left of an answer of exponential length is as long as a whole one.
+        """
         if self.requests.arrivals is None:
             self._admit()
             self.prompt[:] = 0
-            self.output[:] = np.maximum(1, self.output * random.random(len(self.output)))
 
     def step(self) -> bool:
         """One target step; False when nothing is left to do."""
@@ -128,6 +132,7 @@ class _Simulation:
             drafting, rows, num_draft, gained = self._round(decoding, prefill)
         seconds = float(self.times[rows + prefill - 1]) + drafting
         self.clock += seconds
+        self.written += int(gained.sum())
         self.rows.append((seconds, len(decoding), rows, num_draft))
         self.gains.append(np.bincount(gained, minlength=self.most + 2))
         self.owner[(self.prompt == 0) & (self.output <= 0)] = -1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deepspec.curves import DraftCost, SpsCurve
-from deepspec.exact import rows
-from deepspec.exact.law import two_requests
+from deepspec.engine.draft import Drafted, draft_survival
+from deepspec.exact import law, rows
+from deepspec.exact.law import one_request, two_requests
 from deepspec.interfaces import LengthPolicy
 from deepspec.kernels.schedule import prefix_lengths
 from deepspec.policies.cliff import CliffLength
@@ -21,6 +23,7 @@ from deepspec.policies.frugal import FrugalConfig, FrugalLength, brought, fall_o
 from deepspec.policies.hull import hull_corners
 from deepspec.policies.topk import TopKLength, search_budget
 from deepspec.simulate.comparison import context
+from deepspec.strategy import Parts
 from deepspec.testing import check_part
 from deepspec.types import Load
 from tests.exact.made_parts import Still, Told, built, constant_target
@@ -64,6 +67,58 @@ def test_two_requests_keep_their_law_where_a_cliff_is_crossed_or_not(
     both = two_requests(target, built(target, 2, Still, Told, policy=name), ([0, 1], [1, 0]))
     assert both.error <= 1e-12
     assert both.lengths == (1, 2)
+
+
+def test_a_budget_that_refused_tokens_settled_keeps_the_joint_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second round's K comes from the first one's confidences, whatever was drafted, kept and refused."""
+    target = constant_target(0.7, 0.3)
+    parts = built(target, 2, Still, Told, policy="topk")
+    curve, runs, budgets = 1 / torch.tensor([1.0, 1.0, 1.2, 1.5, 1.75, 2.0]).double(), [], set()
+
+    class Kept(law._TwoRounds):
+        def __init__(self, *given: object) -> None:
+            super().__init__(*given)
+            runs.append(self)
+
+    def remembering(parts: Parts, drafts: list[Drafted]) -> Tensor:
+        if drafts[0] is runs[0].first.chosen.drafted:
+            return rows.choose_lengths(parts, drafts)
+        before = [one.block[one.entry] for one in runs]
+        survival = [draft_survival(parts, one.first.chosen.drafted, torch.device("cpu")) for one in runs]
+        found = torch.zeros((len(before[0]), len(before[1]), 2), dtype=torch.int64)
+        for i, j in itertools.product(range(4), repeat=2):
+            load = {
+                "steps_per_second": curve,
+                "earlier_survival": torch.stack([survival[0][i], survival[1][j]]),
+            }
+            monkeypatch.setattr(rows, "toy_load", lambda num, load=load: Load(num, **load))
+            lengths = rows.choose_lengths(parts, drafts)
+            budgets.add(int(lengths.sum(dim=-1).max()))
+            found = torch.where(((before[0] == i)[:, None] & (before[1] == j))[..., None], lengths, found)
+        return found
+
+    monkeypatch.setattr(law, "_TwoRounds", Kept)
+    monkeypatch.setattr(law, "choose_lengths", remembering)
+    both = two_requests(target, parts, ([0, 1], [1, 0]))
+    assert both.error <= 1e-12
+    assert budgets == {2, 3, 4}
+
+
+def test_a_budget_from_this_rounds_own_confidences_would_not_keep_the_law(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Live(TopKLength):
+        name = "live"
+
+        def lengths(self, survival: Tensor, drafted: Tensor, load: Load) -> Tensor:
+            return super().lengths(survival, drafted, replace(load, earlier_survival=survival))
+
+    curve = torch.tensor([1.0, 0.5, 0.45]).double()
+    monkeypatch.setattr(rows, "toy_load", lambda num: Load(num, steps_per_second=curve))
+    target = constant_target(0.7, 0.3)
+    laws = one_request(target, built(target, 2, Still, Told, Live), [0, 1])
+    first = laws.emitted.reshape(2, -1).sum(dim=1)
+    assert first.tolist() == pytest.approx([0.85, 0.15])
 
 
 def seeded(seed: int, num: int = 3, num_draft: int = 3) -> tuple[Tensor, Tensor, torch.Generator]:
@@ -127,7 +182,7 @@ def test_cliff_goes_over_a_cliff_on_what_is_expected_and_the_prefix_scheduler_do
     policy = made(CliffLength)
     assert prefix_lengths(survival, drafted, STAIRS).sum() == 0
     assert policy.lengths(survival, drafted, load).sum() == 8
-    assert policy.lengths(survival, drafted, Load(4, steps_per_second=STAIRS)).sum() == 0
+    assert policy.lengths(survival, drafted, Load(4, steps_per_second=STAIRS)).sum() == 8  # or it never would
     low = Load(4, steps_per_second=STAIRS, past_survival=(0.2, 0.02, 0.001))
     assert policy.lengths(survival, drafted, low).sum() == 0
 

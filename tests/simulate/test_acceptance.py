@@ -1,4 +1,4 @@
-"""Acceptance models: the published lengths come out, confidences are calibrated, recordings are resampled."""
+"""The fitted acceptance model: the published lengths come out, and confidences are calibrated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from deepspec.errors import ConfigError
 from deepspec.simulate.acceptance import (
     PUBLISHED_LENGTHS,
     FittedAcceptance,
-    RecordedAcceptance,
     Spread,
     fit_level,
 )
@@ -48,23 +47,14 @@ def test_an_accepted_length_that_no_draft_can_have_is_refused(length: float) -> 
         fit_level(length, Spread())
 
 
-def test_recorded_rounds_are_resampled_with_what_became_of_them() -> None:
-    confidences = np.array([[0.9, 0.5], [0.1, 0.2]])
-    model = RecordedAcceptance(confidences, np.array([2, 0]), seed=0)
-    drawn = model.round(np.arange(100))
-    assert ((drawn.conditional[:, 0] == 0.9) == (drawn.accepted == 2)).all()
-    assert 20 < (drawn.accepted == 2).sum() < 80
-
-
-@pytest.mark.parametrize(
-    ("confidences", "accepted", "complaint"),
-    [
-        ([[0.9, 1.5]], [1], "recorded round 0"),
-        ([[0.9, float("nan")]], [1], "recorded round 0"),
-        ([[0.9, 0.5]], [3], "recorded round 0"),
-        ([[0.9, 0.5]], [1, 1], "give .N, G. and .N."),
-    ],
-)
-def test_recordings_out_of_range_are_refused(confidences: object, accepted: object, complaint: str) -> None:
-    with pytest.raises(ConfigError, match=complaint):
-        RecordedAcceptance(np.array(confidences), np.array(accepted), seed=0)
+def test_the_same_request_is_served_whatever_was_served_before() -> None:
+    one, other = (FittedAcceptance([4.0], 2, 7, seed=3) for _ in range(2))
+    for model, rounds in ((one, 3), (other, 8)):
+        model.start(np.array([0]), np.array([0]))
+        for _ in range(rounds):
+            model.round(np.array([0]))
+        model.start(np.array([1]), np.array([0]))
+    for _ in range(3):
+        assert (
+            one.round(np.array([1])).conditional.tolist() == other.round(np.array([1])).conditional.tolist()
+        )

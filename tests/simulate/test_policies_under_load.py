@@ -1,4 +1,4 @@
-"""What the policies promise under load, at a small size; ``benchmarks/simulate.py`` has the full one."""
+"""What the policies promise under load, at a small size; ``benchmarks/simulate.py`` measures it in full."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from deepspec.roofline import HARDWARE, TARGETS, roofline_curve, tiled
 from deepspec.simulate import Workload, build_policy
 from deepspec.simulate.comparison import context, serve_point
 from deepspec.simulate.oracle import OracleLength
+from deepspec.simulate.serving import PREFILL_CHUNK
 
 #: Short answers mix sooner: the same figures in fewer steps.
 WORKLOAD = Workload(prompt_tokens=64, output_tokens=64)
@@ -23,7 +24,7 @@ def curve_of(target: str, concurrency: int) -> SpsCurve:
         TARGETS[target],
         num_requests=concurrency,
         context_length=512,
-        most_tokens=8 * concurrency + 512,
+        most_tokens=8 * concurrency + PREFILL_CHUNK,
     )
 
 
@@ -60,5 +61,11 @@ def test_the_verify_budget_falls_with_load() -> None:
 
 
 def test_cliff_is_ahead_of_the_prefix_scheduler_on_stairs() -> None:
-    stairs = tiled(curve_of("70b", 32), 64, 8 * 32 + 512)
+    stairs = tiled(curve_of("70b", 32), 64, 8 * 32 + PREFILL_CHUNK)
     assert rate("cliff", stairs, 32) > 1.1 * rate("prefix", stairs, 32)
+
+
+def test_frugal_gets_going_at_the_foot_of_a_cliff() -> None:
+    """64 requests fill a tile of 64 to the last token, so that no single drafted token ever pays."""
+    stairs = tiled(curve_of("4b", 64), 64, 8 * 64 + PREFILL_CHUNK)
+    assert rate("frugal", stairs, 64) > 1.3 * rate("fixed:length=0", stairs, 64)

@@ -11,7 +11,15 @@ import pytest
 from deepspec.curves import DraftCost, SpsCurve
 from deepspec.errors import ConfigError
 from deepspec.interfaces import PartConfig
-from deepspec.simulate import RecordedAcceptance, Requests, Workload, build_policy, closed_loop, serve
+from deepspec.simulate import (
+    RecordedAcceptance,
+    RecordedRounds,
+    Requests,
+    Workload,
+    build_policy,
+    closed_loop,
+    serve,
+)
 from deepspec.simulate.comparison import context
 from deepspec.simulate.oracle import OracleLength
 from deepspec.simulate.workload import arrival_times, open_loop
@@ -20,7 +28,7 @@ from deepspec.simulate.workload import arrival_times, open_loop
 CURVE = SpsCurve(
     verify_tokens=(1, 100), steps_per_s=(1000.0, 10.0), draft=DraftCost(seconds_per_position=1.5e-3)
 )
-TWO_OF_THREE = (np.array([[0.9, 0.8, 0.1]]), np.array([2]))
+TWO_OF_THREE = RecordedRounds(np.array([[0.9, 0.8, 0.1]]), np.array([2]), np.array([0]))
 
 
 def requests(num: int, prompt: int, output: int, arrivals: object = None) -> Requests:
@@ -29,7 +37,7 @@ def requests(num: int, prompt: int, output: int, arrivals: object = None) -> Req
 
 
 def served(policy: str, asked: Requests, **options: object) -> object:
-    model = RecordedAcceptance(*TWO_OF_THREE, seed=0)
+    model = RecordedAcceptance(TWO_OF_THREE, 8, seed=0)
     return serve(build_policy(policy, 3), CURVE, model, asked, **{"warm_up": 0.0, **options})
 
 
@@ -54,7 +62,7 @@ def test_prompts_go_in_by_chunks_beside_others_decoding_and_count_in_the_step() 
 
 def test_the_oracle_pays_only_for_what_it_verifies() -> None:
     oracle = OracleLength(PartConfig(), context(3))
-    model = RecordedAcceptance(*TWO_OF_THREE, seed=0)
+    model = RecordedAcceptance(TWO_OF_THREE, 1, seed=0)
     asked = requests(2, 1, 10**6)
     found = serve(oracle, CURVE, model, asked, num_slots=1, num_steps=20, foresees=True)
     assert found.verify_budget == 1  # the first token takes 2.5 ms and brings 0.9

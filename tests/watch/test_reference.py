@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from deepspec import hookspecs
 from deepspec.config import RunConfig
+from deepspec.curves import DraftCost, SpsCurve
 from deepspec.plugins import create_plugin_manager, list_parts
 from deepspec.strategy import PART_KINDS, PartSpec
 from tests.watch.snapshot import check_snapshot
@@ -46,6 +47,14 @@ Set beside the part's `type`, as in `--set head.rank=64`. Parts that are not lis
 | part | option | type | default | meaning |
 |---|---|---|---|---|
 """
+CURVE = """
+## SPS curve
+
+The keys of a curve's file, which `policy.curve` and `deepspec simulate --curve` name.
+
+| key | type | default | meaning |
+|---|---|---|---|
+"""
 
 
 def row(*cells: str) -> str:
@@ -59,6 +68,7 @@ def type_of(field: FieldInfo) -> str:
         return "part"
     text = kind.__name__ if inspect.isclass(kind) and not get_args(kind) else str(kind)
     text = text.replace("deepspec.strategy.", "").replace("deepspec.interfaces.", "")
+    text = re.sub(r"typing.Annotated\[(\w+), FieldInfo\(.*?\[G[et]\(g[et]=(\w+)\)\]\)\]", r"\1", text)
     text = re.sub(r"typing\.Optional\[(\w+)\]", r"\1 | None", text)
     text = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", text)
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -105,6 +115,15 @@ def options() -> Iterator[tuple[str, str, FieldInfo]]:
             yield from ((f"{cls.kind} `{part.name}`", *item) for item in cls.Config.model_fields.items())
 
 
+def curve_keys() -> Iterator[tuple[str, FieldInfo]]:
+    """The keys of a curve, each by its name in the file, with those of drafting."""
+    for name, field in SpsCurve.model_fields.items():
+        if name == "draft":
+            yield from ((f"draft.{key}", inner) for key, inner in DraftCost.model_fields.items())
+        else:
+            yield field.alias or name, field
+
+
 def reference() -> str:
     text = HEAD.format(version=hookspecs.HOOK_API)
     for name, hook in vars(hookspecs).items():
@@ -113,6 +132,7 @@ def reference() -> str:
             text += f"\n### {name}\n\n```text\n{name}{signature}\n```\n\n{inspect.getdoc(hook)}\n"
     text += KEYS + "".join(row(f"`{key}`", *describe(field)) for key, field in keys(RunConfig))
     text += OPTIONS + "".join(row(part, f"`{key}`", *describe(field)) for part, key, field in options())
+    text += CURVE + "".join(row(f"`{key}`", *describe(field)) for key, field in curve_keys())
     return text
 
 

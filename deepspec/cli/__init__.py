@@ -19,6 +19,7 @@ from deepspec.cli import (
     config,
     doctor,
     evaluate,
+    features,
     generate,
     plugins,
     profile,
@@ -57,6 +58,7 @@ def _root(
 
 
 app.command("train")(train.train)
+app.command("features")(features.features)
 app.command("eval")(evaluate.evaluate)
 app.command("calibrate")(calibrate.calibrate)
 app.command("compare")(compare.compare)

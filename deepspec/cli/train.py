@@ -140,6 +140,13 @@ def _evaluate(run: Run, settings: RunConfig, *, quiet: bool) -> EvalReport:
     from deepspec.resources import writing
     from deepspec.runs import write_json
 
+    if not run.target.is_whole:
+        run = deepspec.load(
+            run.path,
+            device=settings.device,
+            target_device=settings.target.device,
+            trust_remote_code=settings.target.trust_remote_code,
+        )
     if not quiet:
         stderr().print(f"measuring on {', '.join(settings.eval.tasks)}", markup=False)
     report = deepspec.evaluate(run, config=settings.eval, against_transformers=True)

@@ -16,17 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from deepspec.config import RunConfig
-from deepspec.data import (
-    BatchSampler,
-    TokenizedCorpus,
-    default_examples,
-    read_examples,
-    split_held_out,
-    tokenize_once,
-)
+from deepspec.data import BatchSampler, TokenizedCorpus, split_held_out
+from deepspec.data.training_text import training_text
 from deepspec.errors import CheckpointError, ConfigError
 from deepspec.evaluate.tasks import collect_prompts
-from deepspec.paths import DEMO, asset, runs_root, written_whole
+from deepspec.features import FeatureSource, SourceContext
+from deepspec.paths import runs_root, written_whole
+from deepspec.plugins import resolve_part
 from deepspec.records import TrainingCost
 from deepspec.resources import writing
 from deepspec.runs import (
@@ -38,7 +34,7 @@ from deepspec.runs import (
     write_json,
 )
 from deepspec.strategy import Strategy
-from deepspec.target import Target, load_target
+from deepspec.target import Target
 from deepspec.target.load import resolve_device
 from deepspec.train.assemble import assemble, copy_target_layers
 from deepspec.train.checkpoint import read_optimizer, read_weights, remove_partial
@@ -53,8 +49,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: What a resumed run may have different: where it runs, what is trusted, how it is measured afterwards.
-_FREE_KEYS = ("out", "device", "target.device", "target.trust_remote_code", "eval.")
+#: What a resumed run may have different: where it runs and finds its features, what is trusted, how it is
+#: measured afterwards.
+_FREE_KEYS = ("out", "device", "target.device", "target.trust_remote_code", "features.folder", "eval.")
 
 _NOTHING = TrainingCost(train_tokens=0, train_seconds=0.0, train_flops=0, train_flops_target=0)
 
@@ -143,20 +140,25 @@ def prepare(
     """Load and check everything, then make the folder (or read the state to go on from)."""
     device = resolve_device(config.device)
     built = _as_begun(config, folder) if resume else config
-    target = load_target(built.target, device=str(device))
+    source_class: type[FeatureSource] = resolve_part(manager, FeatureSource.kind, config.features.source)
+    target = source_class.open_target(built, str(device))
     precise = torch.float64 if target.dtype == torch.float64 else torch.float32
     parts = assemble(built.strategy, target, device=device, dtype=precise, seed=config.seed, manager=manager)
     objective = make_objective(parts, target, manager)
-    _check_fit(config, target, parts)
+    check_fit(config, target, parts)
     if check_tasks:
         collect_prompts(config.eval.tasks, target, config.eval)
     corpus, held_out = _corpora(config, target, parts)
+    source = source_class(SourceContext.of(config, target, parts.drafter))
+    source.check((corpus, held_out))
     rows = {"sequences": config.train.sequences_per_step, "sequence_length": config.data.sequence_length}
     sampler = BatchSampler(corpus, **rows, seed=config.seed)
     validation = Validation.of(held_out, **rows, max_positions=target.info.max_positions)
     if config.train.init_from_target is not False:
         _start_from_target(parts, target, is_required=config.train.init_from_target is True)
-    trainer = Trainer(parts, target, objective=objective, sampler=sampler, config=config, device=device)
+    trainer = Trainer(
+        parts, target, objective=objective, sampler=sampler, config=config, device=device, source=source
+    )
     coverage = _choose_vocabulary(trainer.drafter, target, corpus)
     first_step, cost = _resumed(folder, trainer) if resume else _started(folder, config)
     return Prepared(
@@ -198,7 +200,8 @@ def _choose_vocabulary(drafter: Drafter[Any], target: Target, corpus: TokenizedC
     return coverage
 
 
-def _check_fit(config: RunConfig, target: Target, parts: Parts) -> None:
+def check_fit(config: RunConfig, target: Target, parts: Parts) -> None:
+    """Raise ConfigError when there is nothing to train, or the target does not take rows of that length."""
     if not parts.drafter.trainable:
         raise ConfigError(
             f"drafter {parts.drafter.name!r} has no weights to train; measure it as it is: "
@@ -214,16 +217,7 @@ def _check_fit(config: RunConfig, target: Target, parts: Parts) -> None:
 def _corpora(config: RunConfig, target: Target, parts: Parts) -> tuple[TokenizedCorpus, TokenizedCorpus]:
     """Training and held-out text, free of the token ids that the drafter reserves."""
     assert target.tokenizer is not None, "a loaded target always has its tokenizer"
-    paths: Sequence[str | Path] = config.data.paths
-    if not paths and config.target.name == DEMO:
-        paths = (asset("demo-text/continuations.jsonl"),)  # what the demo target itself wrote
-    examples = read_examples(paths) if paths else default_examples(target.tokenizer.all_special_tokens)
-    corpus = tokenize_once(
-        examples,
-        target.tokenizer,
-        sequence_length=config.data.sequence_length,
-        reserved_token_ids=parts.drafter.reserved_token_ids,
-    )
+    corpus = training_text(config, target.tokenizer, parts.drafter.reserved_token_ids)
     return split_held_out(corpus, config.data.held_out_fraction, config.seed)
 
 

@@ -1,6 +1,6 @@
 """One optimiser step: text, target features, draft blocks, loss, update.
 
-Features are computed online by the frozen target in this process. A step's rows may be computed in parts
+Features come from a :class:`deepspec.features.FeatureSource`. A step's rows may be computed in parts
 (``train.accumulation``); anchors and the loss's normaliser are those of the whole step, so the parts add up
 to the same gradient. Step k is a function of the weights, the seed and k.
 """
@@ -15,6 +15,7 @@ import torch
 
 from deepspec.data import BatchSampler
 from deepspec.errors import ConfigError
+from deepspec.features import FeatureSource, OnlineFeatures, SourceContext
 from deepspec.interfaces import Drafter, HeadStep
 from deepspec.plugins import resolve_part
 from deepspec.target import Target
@@ -101,6 +102,7 @@ class Trainer:
     Args:
         parts: on ``device``, weights in float32 (the master weights).
         sampler: training batches, on CPU.
+        source: of the target's features; its forward in this process when None.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Trainer:
         sampler: BatchSampler,
         config: RunConfig,
         device: torch.device,
+        source: FeatureSource | None = None,
     ) -> None:
         self.parts = parts
         self.target = target
@@ -122,6 +125,7 @@ class Trainer:
         self.modules = parts.modules()
         assert isinstance(parts.drafter, Drafter), "what has no weights to train is refused before"
         self.drafter = parts.drafter
+        self.source = source or OnlineFeatures(SourceContext.of(config, target, self.drafter))
         vocab_sizes = {target.info.vocab_size, len(self.drafter.readout().weight)}
         vocab_sizes |= {m.num_embeddings for m in self.modules.modules() if isinstance(m, torch.nn.Embedding)}
         parameters = dict(self.modules.named_parameters())
@@ -217,9 +221,9 @@ class Trainer:
         return hidden, step, OutputWeights(drafter.readout(), head.output_weight), features, anchors
 
     def features(self, batch: TokenBatch) -> Features:
-        """What the frozen target makes of a batch, on the draft model's device."""
+        """What the frozen target makes, or made, of a batch, on the draft model's device."""
         with _own_precision(self.target):
-            found = self.target.features(batch.to(self.target.device), self.drafter.target_layers)
+            found = self.source.features(batch)
         return Features(found.tapped.to(self.device), found.last_hidden.to(self.device))
 
     def _autocast(self) -> torch.autocast:

@@ -45,7 +45,7 @@ class SourceContext:
 class FeatureSource(Part):
     """Where do the features of training text come from?"""
 
-    kind = "features"
+    kind = "feature source"
 
     @classmethod
     def open_target(cls, config: RunConfig, device: str) -> Target:

@@ -33,6 +33,9 @@ def features(
     target: Annotated[
         str | None, typer.Option("--target", metavar="NAME", help="`demo`, a Hugging Face name, or a folder.")
     ] = None,
+    target_revision: Annotated[
+        str | None, typer.Option("--target-revision", metavar="REV", help="Commit, branch or tag.")
+    ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option("--data", metavar="PATH", help="JSONL file, folder or glob; repeatable. As for train."),
@@ -65,6 +68,7 @@ def features(
 
     flags = {
         "target.name": target,
+        "target.revision": target_revision,
         "target.device": target_device,
         "target.trust_remote_code": trust_remote_code or None,
         "data.paths": tuple(data) if data else None,

@@ -103,7 +103,7 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _size(report: CacheReport) -> str:
-    from deepspec.features.plan import size_text
+    from deepspec.resources import size_text
 
     return (
         f"{report.num_tokens:,} tokens, layers {', '.join(map(str, report.layers)) or 'none'} and the last, "

@@ -50,15 +50,6 @@ class Shape:
         return (self.num_layers + 1) * self.hidden_size * 2
 
 
-def size_text(num_bytes: float) -> str:
-    """In the unit that leaves one to three digits before the point, as disks are sold: 1.5 GB is 1.5e9."""
-    units = ("B", "kB", "MB", "GB", "TB", "PB")
-    power = 0
-    while num_bytes >= 999.5 and power < len(units) - 1:
-        num_bytes, power = num_bytes / 1000, power + 1
-    return f"{num_bytes:.3g} {units[power]}"
-
-
 def graded_positions(supervised: Tensor) -> Tensor:
     """Bool ``[L]``: where the loss may read a piece's ``last_hidden``, from ``supervised [L]``."""
     graded = torch.zeros_like(supervised)

@@ -17,6 +17,7 @@ from deepspec.errors import DataError
 from deepspec.features.plan import SHARD_BYTES, Pieces, Shape, ShardPlan, plan_shards
 from deepspec.features.record import NAME, cache_folder, check_agrees, identity_of, read_record
 from deepspec.features.shard import read_index, shard_path
+from deepspec.paths import existing_parent
 from deepspec.plugins import create_plugin_manager
 from deepspec.target.head import load_head
 from deepspec.target.load import resolve_device
@@ -146,7 +147,4 @@ def plan_cache(
 
 def free_bytes(folder: Path) -> int:
     """Of the disk that a folder is on, or would be."""
-    here = folder.absolute()
-    while not here.exists():
-        here = here.parent
-    return shutil.disk_usage(here).free
+    return shutil.disk_usage(existing_parent(folder)).free

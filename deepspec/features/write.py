@@ -17,11 +17,11 @@ from torch import Tensor
 from deepspec.data import TokenizedCorpus
 from deepspec.errors import ResourceError, TargetError
 from deepspec.features.codec import encode
-from deepspec.features.plan import ShardPlan, graded_positions, kept_last, num_context, plan_shards, size_text
+from deepspec.features.plan import ShardPlan, graded_positions, kept_last, num_context, plan_shards
 from deepspec.features.planned import CacheReport, PlannedCache, free_bytes
 from deepspec.features.record import NAME, make_record
 from deepspec.features.shard import StoredRows, shard_path, write_shard
-from deepspec.resources import memory, writing
+from deepspec.resources import memory, size_text, writing
 from deepspec.runs import write_json
 from deepspec.target import Target, load_target
 from deepspec.target.load import resolve_device

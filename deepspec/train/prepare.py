@@ -57,6 +57,19 @@ _NOTHING = TrainingCost(train_tokens=0, train_seconds=0.0, train_flops=0, train_
 
 
 @dataclass(frozen=True)
+class Built:
+    """All that is in memory before the first step.
+
+    Attributes:
+        vocabulary_coverage: share of the text's labels that can be drafted, None when all can.
+    """
+
+    trainer: Trainer
+    validation: Validation
+    vocabulary_coverage: float | None
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A run that is ready to step.
 
@@ -138,12 +151,26 @@ def prepare(
     config: RunConfig, folder: Path, *, resume: bool, check_tasks: bool, manager: pluggy.PluginManager
 ) -> Prepared:
     """Load and check everything, then make the folder (or read the state to go on from)."""
+    begun = _as_begun(config, folder) if resume else config
+    built = build(config, begun, check_tasks=check_tasks, manager=manager)
+    first_step, cost = _resumed(folder, built.trainer) if resume else _started(folder, config)
+    return Prepared(
+        folder=folder,
+        trainer=built.trainer,
+        validation=built.validation,
+        first_step=first_step,
+        cost=cost,
+        vocabulary_coverage=built.vocabulary_coverage,
+    )
+
+
+def build(config: RunConfig, begun: RunConfig, *, check_tasks: bool, manager: pluggy.PluginManager) -> Built:
+    """Load and check everything; nothing is written. ``begun`` says what target and drafter to build."""
     device = resolve_device(config.device)
-    built = _as_begun(config, folder) if resume else config
     source_class: type[FeatureSource] = resolve_part(manager, FeatureSource.kind, config.features.source)
-    target = source_class.open_target(built, str(device))
+    target = source_class.open_target(begun, str(device))
     precise = torch.float64 if target.dtype == torch.float64 else torch.float32
-    parts = assemble(built.strategy, target, device=device, dtype=precise, seed=config.seed, manager=manager)
+    parts = assemble(begun.strategy, target, device=device, dtype=precise, seed=config.seed, manager=manager)
     objective = make_objective(parts, target, manager)
     check_fit(config, target, parts)
     if check_tasks:
@@ -160,15 +187,7 @@ def prepare(
         parts, target, objective=objective, sampler=sampler, config=config, device=device, source=source
     )
     coverage = _choose_vocabulary(trainer.drafter, target, corpus)
-    first_step, cost = _resumed(folder, trainer) if resume else _started(folder, config)
-    return Prepared(
-        folder=folder,
-        trainer=trainer,
-        validation=validation,
-        first_step=first_step,
-        cost=cost,
-        vocabulary_coverage=coverage,
-    )
+    return Built(trainer=trainer, validation=validation, vocabulary_coverage=coverage)
 
 
 def _as_begun(config: RunConfig, folder: Path) -> RunConfig:

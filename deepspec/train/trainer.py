@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pluggy
     from torch import Tensor
 
-    from deepspec.config import RunConfig
+    from deepspec.config import RunConfig, TrainConfig
     from deepspec.strategy import Parts
 
 
@@ -80,6 +80,15 @@ def make_objective(parts: Parts, target: Target, manager: pluggy.PluginManager) 
 
     weights = make_position_weights(parts.strategy.objective)
     return BlockObjective(terms, weights, target_logits=target_logits)
+
+
+def memory_advice(config: TrainConfig) -> str:
+    """What to set when the memory does not hold a step."""
+    return (
+        f"lower --set train.anchors_per_sequence (now {config.anchors_per_sequence}) or "
+        f"--set train.sequences_per_step (now {config.sequences_per_step}), or raise "
+        f"--set train.accumulation (now {config.accumulation}), which changes no result"
+    )
 
 
 def _check_untrained(parts: Parts) -> None:

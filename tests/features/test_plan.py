@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +15,6 @@ from deepspec.features.plan import (
     num_context,
     piece_key,
     plan_shards,
-    size_text,
 )
 from deepspec.train.anchors import sample_anchors
 from deepspec.types import TokenBatch
@@ -79,10 +77,3 @@ def test_shards_hold_every_piece_once_and_no_more_than_the_limit(
     assert [shard.number for shard in shards] == list(range(len(shards)))
     for shard in shards:
         assert shard.stop == shard.start + 1 or shard.num_bytes <= limit + 1024
-
-
-@pytest.mark.parametrize(
-    ("num_bytes", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (2.5e9, "2.5 GB"), (38e12, "38 TB")]
-)
-def test_sizes_are_said_as_disks_are_sold(num_bytes: float, text: str) -> None:
-    assert size_text(num_bytes) == text

@@ -41,6 +41,7 @@ BAD_INPUT = [
     ["train", "--strategy", "dspark", "--set", "features.source=cached", "--set", "features.folder=absent"],
     ["train", "--resume"],
     ["train", "--resume", "--out", "nowhere"],
+    ["train", "--resume", "--out", "nowhere", "--strategy", "dspark", "--dry-run"],
     ["features"],
     ["features", "--strategy", "dspark"],
     ["features", "--strategy", "dspark", "--folder", "f", "--bits", "5"],

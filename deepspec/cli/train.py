@@ -138,10 +138,8 @@ def _estimate(settings: RunConfig, *, resume: bool, json: bool) -> None:
     rows = [
         ("drafter", f"{found.drafter_parameters:,} parameters, {found.trained_parameters:,} trained"),
         ("target", f"{found.target_parameters:,} parameters in memory"),
-        (
-            "text",
-            f"{found.text_tokens:,} tokens in {found.num_rows:,} rows, each read {found.epochs:.2g} times",
-        ),
+        ("text", f"{found.text_tokens:,} tokens in {found.num_rows:,} rows"),
+        ("training", f"{found.epochs:.2g} times over it, {found.step_tokens:,} tokens a step"),
         ("memory", f"{size_text(found.memory_bytes)} at the most in two steps"),
         ("disk", f"{size_text(found.disk_bytes)} of checkpoints; {size_text(found.free_bytes)} free"),
         ("time", f"{clock(found.seconds)} for {steps:,} steps of {found.step_seconds:.3g} s"),

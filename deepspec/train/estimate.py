@@ -1,4 +1,4 @@
-"""What a training run would take, before it is begun: two steps are taken and thrown away, nothing is written."""
+"""What a training run would take, before it is begun: two steps are taken, and nothing is written."""
 
 from __future__ import annotations
 

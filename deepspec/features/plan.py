@@ -12,7 +12,6 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,7 +78,7 @@ def piece_key(tokens: Tensor, graded: Tensor) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """The distinct pieces of a text, in its order.
+    """The distinct pieces of a text, in the order of their keys, so that each order of it gives the same.
 
     Attributes:
         numbers: int64 ``[P]``, of the pieces in the corpus.
@@ -104,13 +103,14 @@ class Pieces:
             key = piece_key(corpus.tokens[start:end], graded)
             found.setdefault(key, (number, num_context(graded), int(graded.sum())))
             start = end
-        numbers, context, graded_counts = torch.tensor(list(found.values()), dtype=torch.int64).view(-1, 3).T
-        return cls(numbers, torch.tensor(list(found)), context, graded_counts, corpus.num_tokens)
+        keys, order = torch.tensor(list(found), dtype=torch.int64).sort()
+        numbers, context, graded_counts = torch.tensor(list(found.values()), dtype=torch.int64)[order].T
+        return cls(numbers, keys, context, graded_counts, corpus.num_tokens)
 
     @cached_property
     def digest(self) -> str:
-        """Of the set of keys: what text this is, in whatever order."""
-        return hashlib.sha256(np.sort(self.keys.numpy()).tobytes()).hexdigest()[:32]
+        """Of the keys: what text this is, in whatever order."""
+        return hashlib.sha256(self.keys.numpy().tobytes()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, eq=False)

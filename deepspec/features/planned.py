@@ -105,8 +105,8 @@ class PlannedCache:
             return False
         try:
             return read_index(path).keys.equal(self.pieces.keys[shard.start : shard.stop])
-        except DataError as error:
-            logger.warning("%s", error)
+        except DataError:
+            logger.warning("%s is not whole; it is to be written again", path)
             return False
 
 

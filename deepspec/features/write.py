@@ -19,7 +19,7 @@ from deepspec.errors import ResourceError, TargetError
 from deepspec.features.codec import encode
 from deepspec.features.plan import ShardPlan, graded_positions, kept_last, num_context, plan_shards
 from deepspec.features.planned import CacheReport, PlannedCache, free_bytes
-from deepspec.features.record import NAME, make_record
+from deepspec.features.record import NAME, check_agrees, make_record, read_record
 from deepspec.features.shard import StoredRows, shard_path, write_shard
 from deepspec.resources import memory, size_text, writing
 from deepspec.runs import write_json
@@ -80,6 +80,7 @@ def _write_record(plan: PlannedCache, target: Target) -> None:
         plan.folder.mkdir(parents=True, exist_ok=True)
         if not path.is_file():
             write_json(path, record.model_dump(mode="json"))
+    check_agrees(plan.folder, read_record(plan.folder), plan.identity)  # another writer may have been first
 
 
 def _write_shard(plan: PlannedCache, target: Target, shard: ShardPlan) -> None:

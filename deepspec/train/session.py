@@ -61,6 +61,9 @@ def train(
 ) -> Run:
     """Train a drafter and return it, loaded.
 
+    With stored features (``features.source``) the run's target has no decoder layers; ``deepspec.load`` of
+    the run's folder gives it with all of them.
+
     Args:
         strategy: a composition or its registered name.
         target: instead of the configuration's: ``demo``, a Hugging Face name, or a folder.

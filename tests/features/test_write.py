@@ -20,6 +20,7 @@ from deepspec.features import planned
 from deepspec.features import shard as shard_module
 from deepspec.features import write as write_module
 from deepspec.features.planned import plan_cache
+from deepspec.features.write import write_features
 from deepspec.target import Target
 from deepspec.types import Features, TokenBatch
 from tests.features.stored import settings, shards, write
@@ -222,3 +223,21 @@ def test_a_folder_with_features_of_something_else_is_refused(
         write(settings(target, save_text(tmp_path / "other.jsonl"), tmp_path / "cache"))
     with pytest.raises(ConfigError, match="another size .num_shards . instead of 1"):
         plan_cache(settings(target, text, tmp_path / "cache"))
+
+
+def test_another_writer_that_was_faster_with_other_settings_is_noticed(
+    target: Path, text: Path, tmp_path: Path
+) -> None:
+    slower = plan_cache(settings(target, text, tmp_path / "cache"))
+    write(settings(target, text, tmp_path / "cache", bits=8))
+    before = shards(tmp_path / "cache")
+    with pytest.raises(ConfigError, match="another precision .bits 8 instead of 32"):
+        write_features(slower)
+    assert shards(tmp_path / "cache") == before
+
+
+def test_the_order_of_the_documents_makes_no_other_cache(target: Path, text: Path, tmp_path: Path) -> None:
+    write(settings(target, text, tmp_path / "cache"))
+    lines = text.read_text().splitlines()
+    (tmp_path / "turned.jsonl").write_text("\n".join(reversed(lines)))
+    assert write(settings(target, tmp_path / "turned.jsonl", tmp_path / "cache")).num_written == 0

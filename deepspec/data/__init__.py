@@ -11,8 +11,8 @@ from deepspec.data.examples import (
     Message,
     ResponseExample,
     TextExample,
-    read_examples,
 )
+from deepspec.data.rows import read_examples
 
 __all__ = [
     "BatchSampler",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Grows when the same text and tokenizer come to other tokens.
-_FORMAT = 1
+_FORMAT = 2
 _DTYPES = {
     "tokens": torch.int32,
     "supervised": torch.bool,

@@ -127,7 +127,21 @@ def load_target(config: TargetConfig, *, device: str | None = None) -> Target:
         ResourceError: it does not fit into memory.
     """
     place = resolve_device(config.device or device)
-    source = ModelSource(
+    source = _target_source(config)
+    model = source.load_model(_dtype(config.dtype, place))
+    tokenizer = source.load_tokenizer()
+    return source.attempt(
+        lambda: make_target(model.to(place), tokenizer, name=config.name, revision=source.commit)
+    )
+
+
+def load_tokenizer(config: TargetConfig) -> PreTrainedTokenizerBase:
+    """A target's tokenizer without its weights; raises TargetError."""
+    return _target_source(config).load_tokenizer()
+
+
+def _target_source(config: TargetConfig) -> ModelSource:
+    return ModelSource(
         what="target",
         name=config.name,
         revision=config.revision,
@@ -136,11 +150,6 @@ def load_target(config: TargetConfig, *, device: str | None = None) -> Target:
         too_big=f"hold its weights in less (target.dtype, now {config.dtype}: --set target.dtype=bfloat16), "
         "place it elsewhere (--target-device), or take a smaller one",
         trust_remote_code=config.trust_remote_code,
-    )
-    model = source.load_model(_dtype(config.dtype, place))
-    tokenizer = source.load_tokenizer()
-    return source.attempt(
-        lambda: make_target(model.to(place), tokenizer, name=config.name, revision=source.commit)
     )
 
 

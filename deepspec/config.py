@@ -42,12 +42,16 @@ class DataConfig(_Config):
 
     paths: Names = Field(
         default=(),
-        description="JSONL files, folders and globs; empty is shipped text that the demo target wrote, "
+        description="JSONL, JSON and Parquet files, folders (of `deepspec data prepare`, or with files at "
+        "any depth) and globs; empty is shipped text that the demo target wrote, "
         "or for another target the sources of installed packages",
     )
     sequence_length: int = Field(default=256, ge=8, description="tokens in a training row")
     held_out_fraction: float = Field(
-        default=0.02, gt=0, lt=1, description="share of documents to validate on"
+        default=0.02,
+        gt=0,
+        lt=1,
+        description="share of documents to validate on, unless a prepared folder brings its own",
     )
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from deepspec.data.prepare import DataReport, PartReport
-    from deepspec.data.show import ShownDocument, ShownToken
+    from deepspec.data.show import ShownDocument
 
 app = typer.Typer(help="Prepare training text and show what is learned of it.", no_args_is_help=True)
 
@@ -180,8 +180,9 @@ def _tokenizer(target: str, revision: str | None, *, trust_remote_code: bool) ->
 def _print_report(report: DataReport, out: Path, sequence_length: int) -> None:
     console = stdout()
     parts = [part for part in (report.train, report.held_out) if part is not None]
-    columns = ("file", "examples", "documents", "tokens", "supervised", "mean", "p50", "p90", "p99", "longest")
-    console.print(table(columns, [_cells(part) for part in parts]))
+    columns = [_numbers(part) for part in parts]
+    rows = [[name, *(column.get(name, "-") for column in columns)] for name in columns[0]]
+    console.print(table(("", *(part.file for part in parts)), rows))
     left_out = f"{report.num_duplicates} repeated prompts, {report.num_unusable} that cannot be used"
     lines = [f"{report.num_rows} rows read; left out: {left_out}"]
     lines += [f"  {problem}" for problem in report.problems]
@@ -194,13 +195,16 @@ def _print_report(report: DataReport, out: Path, sequence_length: int) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _cells(part: PartReport) -> list[str]:
-    counts = [part.file, str(part.num_examples), str(part.num_documents)]
-    if part.tokens is None or part.supervised is None:
-        return [*counts, *["-"] * 7]
-    found = part.tokens
-    totals = [str(found.total), str(part.supervised.total), f"{found.mean:.0f}"]
-    return [*counts, *totals, *(str(value) for value in (found.p50, found.p90, found.p99, found.longest))]
+def _numbers(part: PartReport) -> dict[str, str]:
+    """What is said of a file, by name."""
+    found = {"examples": f"{part.num_examples:,}", "documents": f"{part.num_documents:,}"}
+    if part.tokens is not None and part.supervised is not None:
+        found |= {"tokens": f"{part.tokens.total:,}", "supervised": f"{part.supervised.total:,}"}
+        found |= {
+            f"{name} length": f"{getattr(part.tokens, name):,.0f}"
+            for name in ("mean", "shortest", "p50", "p90", "p99", "longest")
+        }
+    return found
 
 
 def _print_documents(shown: list[ShownDocument]) -> None:
@@ -209,34 +213,53 @@ def _print_documents(shown: list[ShownDocument]) -> None:
 
     console = stdout()
     is_coloured = console.is_terminal and not console.no_color
-    legend = Text.assemble(("supervised", "bold green"), "  ", ("context", "dim")) if is_coloured else Text()
-    console.print(legend if is_coloured else Text("«supervised»  context  a│bar between tokens  ⏎ a line's end"))
+    pieces = _coloured if is_coloured else _marked
+    legend = Text("«supervised» context, one│two tokens, ⏎ line break")
+    if is_coloured:
+        legend = Text.assemble(("supervised", "bold green"), " context, one", ("two", "underline"), " tokens")
+    console.print(legend)
     for document in shown:
-        number = len(document.tokens)
-        head = f"{document.source}: {number} tokens, {document.num_supervised} supervised"
+        head = f"{document.source}: {len(document.tokens)} tokens, {document.num_supervised} supervised"
         console.print(Text(f"\n{head}"), soft_wrap=True)
         if document.problem:
             console.print(Text(f"the mask does not fit the chat template: {document.problem}"), soft_wrap=True)
-        console.print(_coloured(document.tokens) if is_coloured else Text(_marked(document.tokens)))
+        tokens = [(_visible(token.text), token.supervised) for token in document.tokens]
+        console.print(_folded(pieces(tokens), console.width), soft_wrap=True)
 
 
-def _coloured(tokens: tuple[ShownToken, ...]) -> Text:
+def _coloured(tokens: list[tuple[str, bool]]) -> list[tuple[str, str]]:
+    """Text and style of each token; every second one is underlined, so that each can be told apart."""
+    styles = {True: ("bold green", "bold green underline"), False: ("", "underline")}
+    return [(text, styles[supervised][number % 2]) for number, (text, supervised) in enumerate(tokens)]
+
+
+def _marked(tokens: list[tuple[str, bool]]) -> list[tuple[str, str]]:
+    """Text of each token with a bar before it, or what opens and closes a supervised run."""
+    made, was = [], False
+    for number, (text, supervised) in enumerate(tokens):
+        bar = "" if number == 0 or tokens[number - 1][0].endswith("\n") else "│"
+        edge = ("«" if supervised else "»") if supervised != was else bar
+        made.append((edge + text, ""))
+        was = supervised
+    return [*made, ("»", "")] if was else made
+
+
+def _folded(pieces: list[tuple[str, str]], width: int) -> Text:
+    """Pieces one after the other, on a new line where the next one does not fit whole."""
+    from rich.cells import cell_len
     from rich.text import Text
 
-    styles = {True: ("bold green", "bold green underline"), False: ("dim", "dim underline")}
-    made = Text(overflow="fold")
-    for number, token in enumerate(tokens):
-        made.append(_visible(token.text), styles[token.supervised][number % 2])
+    made, column = Text(), 0
+    for text, style in pieces:
+        first, *rest = text.split("\n")
+        if column and column + cell_len(first) > width:
+            made.append("\n")
+            column = 0
+        made.append(text, style)
+        column = cell_len(rest[-1]) if rest else column + cell_len(first)
     return made
 
 
-def _marked(tokens: tuple[ShownToken, ...]) -> str:
-    text, was = "", False
-    for number, token in enumerate(tokens):
-        edge = ("«" if token.supervised else "»") if token.supervised != was else "│" if number else ""
-        text, was = text + edge + _visible(token.text), token.supervised
-    return text + ("»" if was else "")
-
-
 def _visible(text: str) -> str:
+    """A token's text with its line breaks to be seen, and something where there is none."""
     return text.replace("\n", "⏎\n") or "∅"

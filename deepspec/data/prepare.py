@@ -309,6 +309,6 @@ class _Preparing:
             raise DataError(f"none of {self._num_rows} rows can be used; the first: {self._first}")
         number = held_out.num_examples if held_out is not None else 0
         raise DataError(
-            f"all {number} examples would be held out, for their prompts are too few to split; give more, or "
+            f"{number} examples with the same prompt or too few to split would all be held out; give more examples, or "
             "--held-out 0"
         )

@@ -16,17 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from deepspec.config import RunConfig
-from deepspec.data import (
-    BatchSampler,
-    TokenizedCorpus,
-    default_examples,
-    read_examples,
-    split_held_out,
-    tokenize_once,
-)
+from deepspec.data import BatchSampler, TokenizedCorpus
 from deepspec.errors import CheckpointError, ConfigError
 from deepspec.evaluate.tasks import collect_prompts
-from deepspec.paths import DEMO, asset, runs_root, written_whole
+from deepspec.paths import runs_root, written_whole
 from deepspec.records import TrainingCost
 from deepspec.resources import writing
 from deepspec.runs import (
@@ -42,6 +35,7 @@ from deepspec.target import Target, load_target
 from deepspec.target.load import resolve_device
 from deepspec.train.assemble import assemble, copy_target_layers
 from deepspec.train.checkpoint import read_optimizer, read_weights, remove_partial
+from deepspec.train.text import corpora
 from deepspec.train.trainer import Trainer, make_objective
 from deepspec.train.validation import Validation
 
@@ -150,7 +144,7 @@ def prepare(
     _check_fit(config, target, parts)
     if check_tasks:
         collect_prompts(config.eval.tasks, target, config.eval)
-    corpus, held_out = _corpora(config, target, parts)
+    corpus, held_out = corpora(config, target, parts)
     rows = {"sequences": config.train.sequences_per_step, "sequence_length": config.data.sequence_length}
     sampler = BatchSampler(corpus, **rows, seed=config.seed)
     validation = Validation.of(held_out, **rows, max_positions=target.info.max_positions)
@@ -209,22 +203,6 @@ def _check_fit(config: RunConfig, target: Target, parts: Parts) -> None:
             f"data.sequence_length is {config.data.sequence_length}; {target.name} accepts up to "
             f"{target.info.max_positions} positions"
         )
-
-
-def _corpora(config: RunConfig, target: Target, parts: Parts) -> tuple[TokenizedCorpus, TokenizedCorpus]:
-    """Training and held-out text, free of the token ids that the drafter reserves."""
-    assert target.tokenizer is not None, "a loaded target always has its tokenizer"
-    paths: Sequence[str | Path] = config.data.paths
-    if not paths and config.target.name == DEMO:
-        paths = (asset("demo-text/continuations.jsonl"),)  # what the demo target itself wrote
-    examples = read_examples(paths) if paths else default_examples(target.tokenizer.all_special_tokens)
-    corpus = tokenize_once(
-        examples,
-        target.tokenizer,
-        sequence_length=config.data.sequence_length,
-        reserved_token_ids=parts.drafter.reserved_token_ids,
-    )
-    return split_held_out(corpus, config.data.held_out_fraction, config.seed)
 
 
 def _started(folder: Path, config: RunConfig) -> tuple[int, TrainingCost]:

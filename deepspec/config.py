@@ -81,6 +81,10 @@ class TrainConfig(_Config):
     checkpoint_every: int = Field(default=150, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints to keep")
     log_every: int = Field(default=10, ge=1, description="steps between records")
+    init_from: str | None = Field(
+        default=None,
+        description="run folder, or `demo`, whose drafter training starts from, with a fresh optimiser",
+    )
     init_from_target: bool | None = Field(
         default=None,
         description="start draft layers from the target's last layers; null does so where shapes agree",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.text import Text
     from transformers import PreTrainedTokenizerBase
 
-    from deepspec.data.prepare import DataReport, PartReport
+    from deepspec.data.report import DataReport, PartReport
     from deepspec.data.show import ShownDocument
 
 app = typer.Typer(help="Prepare training text and show what is learned of it.", no_args_is_help=True)
@@ -68,7 +68,9 @@ def prepare(
         ),
     ],
     *,
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where to write; `train --data` reads it.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="Where to write it, for `train --data`.")
+    ],
     target: TargetFlag = DEMO,
     target_revision: RevisionFlag = None,
     subset: SubsetFlag = None,
@@ -81,7 +83,9 @@ def prepare(
     seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of the split.")] = 0,
     sequence_length: Annotated[
         int,
-        typer.Option("--sequence-length", min=8, metavar="N", help="Of training rows, to count cut documents."),
+        typer.Option(
+            "--sequence-length", min=8, metavar="N", help="Of training rows; longer documents are counted."
+        ),
     ] = 256,
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", min=1, metavar="N", help="Leave out longer examples.")
@@ -90,7 +94,8 @@ def prepare(
         bool, typer.Option("--keep-duplicates", help="Keep examples whose prompt came before.")
     ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at the first row that cannot be used; else they are counted.")
+        bool,
+        typer.Option("--strict", help="Stop at the first row that cannot be used."),
     ] = False,
     trust_remote_code: TrustFlag = False,
     json: JsonFlag = False,
@@ -103,7 +108,8 @@ def prepare(
     """
     set_up_logging(quiet=quiet, verbose=verbose)
     from deepspec.data.forms import Columns, parse_renames
-    from deepspec.data.prepare import Preparation, prepare_data, report_json
+    from deepspec.data.prepare import Preparation, prepare_data
+    from deepspec.data.report import report_json
 
     columns = Columns(parse_renames(rename or []), as_chat=chat)
     plan = Preparation(
@@ -130,7 +136,7 @@ def prepare(
 def show(
     source: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="A file, folder or glob, or a Hugging Face data set, NAME[:SPLIT]."),
+        typer.Argument(metavar="SOURCE", help="A file, folder or glob, or a data set, NAME[:SPLIT]."),
     ],
     *,
     target: TargetFlag = DEMO,
@@ -172,9 +178,7 @@ def _tokenizer(target: str, revision: str | None, *, trust_remote_code: bool) ->
     from deepspec.config import TargetConfig
     from deepspec.target.load import load_tokenizer
 
-    return load_tokenizer(
-        TargetConfig(name=target, revision=revision, trust_remote_code=trust_remote_code)
-    )
+    return load_tokenizer(TargetConfig(name=target, revision=revision, trust_remote_code=trust_remote_code))
 
 
 def _print_report(report: DataReport, out: Path, sequence_length: int) -> None:
@@ -222,7 +226,9 @@ def _print_documents(shown: list[ShownDocument]) -> None:
         head = f"{document.source}: {len(document.tokens)} tokens, {document.num_supervised} supervised"
         console.print(Text(f"\n{head}"), soft_wrap=True)
         if document.problem:
-            console.print(Text(f"the mask does not fit the chat template: {document.problem}"), soft_wrap=True)
+            console.print(
+                Text(f"the mask does not fit the chat template: {document.problem}"), soft_wrap=True
+            )
         tokens = [(_visible(token.text), token.supervised) for token in document.tokens]
         console.print(_folded(pieces(tokens), console.width), soft_wrap=True)
 

@@ -42,8 +42,8 @@ def train(
         typer.Option(
             "--data",
             metavar="PATH",
-            help="JSONL file, folder or glob; repeatable. By default, shipped text that the demo target "
-            "wrote, or for another target the sources of installed packages.",
+            help="JSONL, JSON or Parquet file, folder or glob; repeatable. By default, shipped text that the "
+            "demo target wrote, or for another target the sources of installed packages.",
         ),
     ] = None,
     config: ConfigFlag = None,
@@ -54,6 +54,14 @@ def train(
         typer.Option("--out", metavar="FOLDER", help="Run folder; runs/<strategy>-<time> by default."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    init_from: Annotated[
+        str | None,
+        typer.Option(
+            "--init-from",
+            metavar="RUN",
+            help="Start from the drafter of a run folder or `demo`, by default with its strategy and target.",
+        ),
+    ] = None,
     device: DeviceFlag = None,
     target_device: TargetDeviceFlag = None,
     seed: Annotated[
@@ -74,6 +82,7 @@ def train(
         "target.trust_remote_code": trust_remote_code or None,
         "data.paths": tuple(data) if data else None,
         "train.num_steps": steps,
+        "train.init_from": init_from,
         "out": out,
         "device": device,
         "seed": seed,
@@ -112,9 +121,20 @@ def _settings(
             file = str(saved)
             # Trust is given on the command line alone: the folder may be somebody else's.
             flags = {**flags, "target.trust_remote_code": bool(flags["target.trust_remote_code"])}
-    settings = resolve(strategy, file=file, flags=flags, sets=sets).config()
+    settings = resolve(
+        strategy, file=file, flags=flags, sets=sets, run=None if resume else _origin(flags)
+    ).config()
     settings.strategy.check()
     return settings
+
+
+def _origin(flags: dict[str, Any]) -> dict[str, Any] | None:
+    """Strategy and target of the run that ``--init-from`` names."""
+    if flags["train.init_from"] is None:
+        return None
+    from deepspec.train.initial import settings_of
+
+    return settings_of(flags["train.init_from"])
 
 
 def _train(settings: RunConfig, *, resume: bool, check_tasks: bool, quiet: bool) -> Run:

@@ -32,9 +32,7 @@ def mask_problem(
     if len(runs) != len(replies):
         return f"{len(replies)} turns are the assistant's and {len(runs)} runs of tokens are supervised"
     for index, (document, start) in zip(replies, runs, strict=True):
-        wanted = encode_chat(
-            tokenizer, example.messages[:index], tools=example.tools, source=example.source
-        )
+        wanted = encode_chat(tokenizer, example.messages[:index], tools=example.tools, source=example.source)
         found = document.tokens[:start].tolist()
         if found != list(wanted):
             place = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), None)

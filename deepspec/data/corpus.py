@@ -21,6 +21,7 @@ from deepspec.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
 @dataclass(frozen=True, eq=False)
 class TokenizedCorpus:
     """Pieces of documents, flat.

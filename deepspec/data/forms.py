@@ -1,7 +1,7 @@
 """Rows of other people's data as examples: the usual columns are found, the others are said to be ignored.
 
-Looked for in this order: ``messages`` (or ``conversations``), ``turns``, ``prompt`` with ``response``, ``text``.
-A message is ``{"role", "content"}`` or ``{"from", "value"}``; turns may be plain texts, the user's first.
+Looked for in this order: ``messages``, ``conversations``, ``turns``, ``prompt`` with ``response``, ``text``. A
+message is ``{"role", "content"}`` or ``{"from", "value"}``; turns may be plain texts, the user's first.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def parse_renames(renames: list[str]) -> dict[str, str]:
 
 def _as_chat(example: ResponseExample) -> Example:
     if not example.is_complete:
-        raise DataError(f"{example.source}: a response that was cut off cannot be a message; leave out --chat")
+        raise DataError(f"{example.source}: a response that was cut off is no message; leave out --chat")
     messages = [{"role": "user", "content": example.prompt}]
     messages += [{"role": "assistant", "content": example.response}]
     return parse_example({"messages": messages}, example.source)

@@ -1,9 +1,10 @@
 """``deepspec data prepare``: rows of any source to a folder of checked examples that training takes.
 
-Each row is read, made an example, tokenised as training will, held to the chat template (``check.py``), looked
-up among the prompts that came before, and written; nothing but counts is kept, so memory does not grow with
-the data. The folder holds ``train`` and ``held-out`` files and the report, ``data.json``; it is made beside its
-place and moved there whole. Which side of the split an example is on depends on its prompt and the seed alone.
+Each row is read, made an example, tokenised as training will, held to the chat template (``check.py``),
+looked up among the prompts that came before, and written; nothing but counts is kept, so memory does not
+grow with the data. The folder holds ``train`` and ``held-out`` files and the report, ``data.json``; it is
+made beside its place and moved there whole. Which side of the split an example is on depends on its prompt
+and the seed alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,8 +25,9 @@ from deepspec.data.check import mask_problem
 from deepspec.data.documents import documents
 from deepspec.data.examples import ChatExample, Example
 from deepspec.data.forms import Columns, prompt_of
-from deepspec.data.lengths import LengthCounter, Lengths
+from deepspec.data.lengths import LengthCounter
 from deepspec.data.prepared import HELD_OUT, REPORT, TRAIN
+from deepspec.data.report import DataReport, PartReport, report_json
 from deepspec.data.sources import read_sources
 from deepspec.data.writers import ExampleWriter, JsonlWriter, ParquetWriter, SeenPrompts, prompt_hash
 from deepspec.environment import versions
@@ -73,34 +75,6 @@ class Preparation:
     is_strict: bool = False
 
 
-@dataclass(frozen=True)
-class PartReport:
-    """One side of the split; ``tokens`` and ``supervised`` are lengths of its documents.
-
-    ``num_cut`` counts documents longer than a training row.
-    """
-
-    file: str
-    num_examples: int
-    num_documents: int
-    num_cut: int
-    tokens: Lengths | None
-    supervised: Lengths | None
-
-
-@dataclass(frozen=True)
-class DataReport:
-    """What came of the rows: how many were read, left out and why, and what each side holds."""
-
-    num_rows: int
-    num_duplicates: int
-    num_unusable: int
-    problems: tuple[str, ...]
-    ignored_columns: tuple[str, ...]
-    train: PartReport
-    held_out: PartReport | None
-
-
 def prepare_data(plan: Preparation, tokenizer: PreTrainedTokenizerBase) -> DataReport:
     """Make the folder ``plan.out``.
 
@@ -129,11 +103,6 @@ def prepare_data(plan: Preparation, tokenizer: PreTrainedTokenizerBase) -> DataR
             text = json.dumps({**report_json(report), "settings": settings}, indent=1, ensure_ascii=False)
             (folder / REPORT).write_text(text + "\n", encoding="utf-8")
     return report
-
-
-def report_json(report: DataReport) -> dict[str, Any]:
-    """The report as plain values."""
-    return {"schema": 1, **asdict(report)}
 
 
 def _check(plan: Preparation) -> None:
@@ -309,6 +278,6 @@ class _Preparing:
             raise DataError(f"none of {self._num_rows} rows can be used; the first: {self._first}")
         number = held_out.num_examples if held_out is not None else 0
         raise DataError(
-            f"{number} examples with the same prompt or too few to split would all be held out; give more examples, or "
-            "--held-out 0"
+            f"all {number} examples would be held out, there are too few prompts to split; give more examples, "
+            "or --held-out 0"
         )

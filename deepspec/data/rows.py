@@ -1,8 +1,8 @@
 """Rows of files, one at a time: JSONL, JSON (a list of objects) and Parquet; and which files a path names.
 
-A path is a file, a folder (its ``*.jsonl`` and ``*.parquet``, at any depth) or a glob. A row is an object with
-its ``file:row``, and of a text file its line. Files are never read whole, so memory does not grow with them.
-Whatever cannot be read raises :class:`~deepspec.errors.DataError`.
+A path is a file, a folder (its ``*.jsonl`` and ``*.parquet``, at any depth) or a glob. A row is an object
+with its ``file:number``, that of its line in JSONL. Files are never read whole, so memory does not grow with
+them. Whatever cannot be read raises :class:`~deepspec.errors.DataError`.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def _end_of(pattern: re.Pattern[str], text: str, place: int) -> int:
 
 
 def _parquet_rows(file: Path) -> Iterator[Row]:
-    import pyarrow
+    import pyarrow as pa
     from pyarrow import parquet
 
     number = 0
@@ -177,6 +177,6 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{file}:{number}", without_nulls(row)
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:160]
         raise DataError(f"{file}: cannot be read as Parquet ({reason})") from error

@@ -1,8 +1,8 @@
 """Where rows come from: files, folders and globs, or a data set by its Hugging Face name.
 
-``NAME[:SPLIT]`` is a data set unless something here has that name; the split is ``train`` by default and may be
-a slice, as in ``train[:1000]``. The ``datasets`` library keeps it in its own cache, from which it is read row by
-row.
+``NAME[:SPLIT]`` is a data set unless something here has that name; the split is ``train`` by default and may
+be a slice, as in ``train[:1000]``. The ``datasets`` library keeps it in its own cache, from which it is read
+row by row.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from deepspec.data.examples import ChatExample, Example, as_record
 from deepspec.errors import DataError
 
 if TYPE_CHECKING:
-    import pyarrow
+    import pyarrow as pa
 
 #: About the text of a Parquet file's row group.
 _GROUP_CHARACTERS = 4_000_000
@@ -73,20 +73,20 @@ class ParquetWriter(ExampleWriter):
         self._file.close()
 
     def _flush(self) -> None:
-        import pyarrow
+        import pyarrow as pa
 
         if self._rows:
-            self._file.write_table(pyarrow.Table.from_pylist(self._rows, schema=self._schema))
+            self._file.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
         self._rows, self._characters = [], 0
 
 
-def _schema() -> pyarrow.Schema:
-    import pyarrow
+def _schema() -> pa.Schema:
+    import pyarrow as pa
 
-    text = pyarrow.string()
-    message = pyarrow.struct([("role", text), ("content", text)])
-    columns = [("messages", pyarrow.list_(message)), ("prompt", text), ("response", text), ("text", text)]
-    return pyarrow.schema([*columns, ("complete", pyarrow.bool_())])
+    text = pa.string()
+    message = pa.struct([("role", text), ("content", text)])
+    columns = [("messages", pa.list_(message)), ("prompt", text), ("response", text), ("text", text)]
+    return pa.schema([*columns, ("complete", pa.bool_())])
 
 
 class SeenPrompts:

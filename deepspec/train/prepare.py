@@ -35,12 +35,14 @@ from deepspec.target import Target, load_target
 from deepspec.target.load import resolve_device
 from deepspec.train.assemble import assemble, copy_target_layers
 from deepspec.train.checkpoint import read_optimizer, read_weights, remove_partial
+from deepspec.train.initial import start_from_run
 from deepspec.train.text import corpora
 from deepspec.train.trainer import Trainer, make_objective
 from deepspec.train.validation import Validation
 
 if TYPE_CHECKING:
     import pluggy
+    from torch import Tensor
 
     from deepspec.interfaces import Drafter
     from deepspec.strategy import Parts
@@ -60,6 +62,7 @@ class Prepared:
     Attributes:
         first_step: steps already done. cost: what they took.
         vocabulary_coverage: share of the text's labels that can be drafted, None when all can.
+        init_from: the run, step and strategy whose drafter this one began as, None when it was no run's.
     """
 
     folder: Path
@@ -68,6 +71,7 @@ class Prepared:
     first_step: int
     cost: TrainingCost
     vocabulary_coverage: float | None
+    init_from: dict[str, Any] | None
 
 
 def run_config(
@@ -77,6 +81,7 @@ def run_config(
     target: str | None,
     data: str | Path | Sequence[str | Path] | None,
     out: str | Path | None,
+    init_from: str | Path | None,
     manager: pluggy.PluginManager,
 ) -> RunConfig:
     """One configuration out of ``train``'s arguments, its parts and objective known to exist."""
@@ -91,6 +96,8 @@ def run_config(
         changes["data"] = base.data.model_copy(update={"paths": tuple(str(path) for path in paths)})
     if out is not None:
         changes["out"] = str(out)
+    if init_from is not None:
+        changes["train"] = base.train.model_copy(update={"init_from": str(init_from)})
     return base.model_copy(update=changes)
 
 
@@ -148,10 +155,10 @@ def prepare(
     rows = {"sequences": config.train.sequences_per_step, "sequence_length": config.data.sequence_length}
     sampler = BatchSampler(corpus, **rows, seed=config.seed)
     validation = Validation.of(held_out, **rows, max_positions=target.info.max_positions)
-    if config.train.init_from_target is not False:
+    if config.train.init_from is None and config.train.init_from_target is not False:
         _start_from_target(parts, target, is_required=config.train.init_from_target is True)
     trainer = Trainer(parts, target, objective=objective, sampler=sampler, config=config, device=device)
-    coverage = _choose_vocabulary(trainer.drafter, target, corpus)
+    coverage, origin = _begin(trainer, corpus, newest_checkpoint(folder) if resume else None)
     first_step, cost = _resumed(folder, trainer) if resume else _started(folder, config)
     return Prepared(
         folder=folder,
@@ -160,6 +167,7 @@ def prepare(
         first_step=first_step,
         cost=cost,
         vocabulary_coverage=coverage,
+        init_from=origin,
     )
 
 
@@ -179,11 +187,36 @@ def _start_from_target(parts: Parts, target: Target, *, is_required: bool) -> No
     logger.info("%d tensors of the drafter start from the target's", copied)
 
 
+def _begin(
+    trainer: Trainer, corpus: TokenizedCorpus, checkpoint: Path | None
+) -> tuple[float | None, dict[str, Any] | None]:
+    """Settle vocabulary and first weights: the former's coverage, and which run they are from.
+
+    A ``checkpoint`` to go on from has both already.
+    """
+    run = trainer.config.train.init_from
+    if run is None:
+        return _choose_vocabulary(trainer.drafter, trainer.target, corpus), None
+    if checkpoint is not None:
+        state = read_state(checkpoint)
+        return state.get("vocabulary_coverage"), state.get("init_from")
+    origin = start_from_run(run, trainer.parts, trainer.target)
+    ids = trainer.drafter.readout().target_ids
+    if ids is None:
+        return None, origin
+    counts = _label_counts(corpus, trainer.target)
+    return float(counts[ids.cpu()].sum() / counts.sum()), origin
+
+
+def _label_counts(corpus: TokenizedCorpus, target: Target) -> Tensor:
+    """How often each token of the vocabulary is a label, int64 ``[V]``."""
+    return torch.bincount(corpus.tokens[corpus.supervised], minlength=target.info.vocab_size)
+
+
 def _choose_vocabulary(drafter: Drafter[Any], target: Target, corpus: TokenizedCorpus) -> float | None:
     """Let the drafter choose its tokens by the text; the same text gives a resumed run the same ones."""
     assert target.tokenizer is not None, "a loaded target always has its tokenizer"
-    labels = corpus.tokens[corpus.supervised]
-    counts = torch.bincount(labels, minlength=target.info.vocab_size)
+    counts = _label_counts(corpus, target)
     special = {*target.tokenizer.all_special_ids, *target.stop_token_ids}
     special -= {*drafter.reserved_token_ids}
     coverage = drafter.choose_vocabulary(counts, sorted(i for i in special if i < len(counts)))
@@ -197,6 +230,11 @@ def _check_fit(config: RunConfig, target: Target, parts: Parts) -> None:
         raise ConfigError(
             f"drafter {parts.drafter.name!r} has no weights to train; measure it as it is: "
             f"deepspec eval --strategy {parts.strategy.name}"
+        )
+    if config.train.init_from is not None and config.train.init_from_target:
+        raise ConfigError(
+            "train.init_from_target and train.init_from (--init-from) both say what the drafter starts from; "
+            "give one of the two"
         )
     if config.data.sequence_length > target.info.max_positions:
         raise ConfigError(

@@ -55,6 +55,7 @@ def train(
     config: RunConfig | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    init_from: str | Path | None = None,
     check_tasks: bool = False,
     observers: Sequence[Observer] = (),
     manager: pluggy.PluginManager | None = None,
@@ -64,10 +65,11 @@ def train(
     Args:
         strategy: a composition or its registered name.
         target: instead of the configuration's: ``demo``, a Hugging Face name, or a folder.
-        data: instead of the configuration's: JSONL files, folders, globs.
+        data: instead of the configuration's: files, folders, globs.
         config: everything else; the defaults when None.
         out: run folder, ``runs/<strategy>-<time>`` when None; it must not hold a run unless ``resume``.
         resume: go on from the newest checkpoint in ``out``, whose configuration must be the same.
+        init_from: instead of the configuration's: a run folder or ``demo`` to start from the drafter of.
         check_tasks: first see that the prompts of the configuration's ``eval.tasks`` can be had, so that an
             evaluation afterwards does not fail for want of them.
         observers: called with each optimiser step's record.
@@ -78,7 +80,8 @@ def train(
         TrainingError, ResourceError: the run had to stop.
     """
     manager = manager or create_plugin_manager()
-    settings = run_config(strategy, config, target=target, data=data, out=out, manager=manager)
+    given: dict[str, Any] = {"target": target, "data": data, "out": out, "init_from": init_from}
+    settings = run_config(strategy, config, **given, manager=manager)
     folder = open_folder(settings, resume=resume)
     prepared = prepare(settings, folder, resume=resume, check_tasks=check_tasks, manager=manager)
     session = _Session(prepared, observers, manager)
@@ -146,6 +149,7 @@ class _Session:
         self._expected = 0.0
         self.cost = prepared.cost
         self.vocabulary_coverage = prepared.vocabulary_coverage
+        self.init_from = prepared.init_from
 
     def run(self, stop: _Stop) -> None:
         """All steps that are left; raises TrainingError when it has to stop."""
@@ -211,6 +215,7 @@ class _Session:
             "target": target_record(self.trainer.target),
             **asdict(self.cost),
             "vocabulary_coverage": self.vocabulary_coverage,
+            "init_from": self.init_from,
         }
         with writing(checkpoint_path(self.folder, step), self._disk_advice):
             return write_checkpoint(

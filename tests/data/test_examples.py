@@ -90,7 +90,7 @@ MALFORMED = {
     '{"messages": "hi"}': "must be a list of messages",
     '{"messages": ["hi"]}': "message 1 must be",
     '{"messages": [{"role": "assistant"}]}': 'message 1 must have "role" and "content", and may have "name"',
-    '{"messages": [{"role": "assistant", "content": "a", "tool_calls": "f"}]}': '"tool_calls" must be a list of objects',
+    '{"messages": [{"role": "assistant", "content": "a", "tool_calls": "f"}]}': '"tool_calls" must be a list',
     '{"messages": [{"role": "assistant", "content": "a", "id": 3}]}': '"id", "role"',
     '{"messages": [{"role": "assistant", "content": "a", "name": 3}]}': '"name" must be text',
     '{"messages": [{"role": "assistant", "content": "a"}], "tools": ["f"]}': '"tools" must be a list',

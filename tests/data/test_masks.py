@@ -82,9 +82,11 @@ def assert_token_by_token(example: ChatExample, made, tok, family: Family) -> No
 
 def test_chatml_supervises_each_turn_with_its_end_and_no_line_after_it():
     assert shown(CHATML, PLAIN) == [
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi?<|im_end|>\n"
-        "<|im_start|>assistant\n«Yes.<|im_end|>»\n<|im_start|>user\nSure?<|im_end|>\n"
-        "<|im_start|>assistant\n«Æ no<|im_end|>»\n"
+        (
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi?<|im_end|>\n"
+            "<|im_start|>assistant\n«Yes.<|im_end|>»\n<|im_start|>user\nSure?<|im_end|>\n"
+            "<|im_start|>assistant\n«Æ no<|im_end|>»\n"
+        )
     ]
 
 
@@ -93,18 +95,23 @@ def test_qwen3_drops_earlier_reasoning_so_each_turn_is_a_document_as_the_target_
     think = "<think>\n\n</think>\n\n"
     assert shown(QWEN3, PLAIN) == [
         f"{head}«{think}Yes.<|im_end|>»\n",
-        f"{head}Yes.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n"
-        f"<|im_start|>assistant\n«{think}Æ no<|im_end|>»\n",
+        (
+            f"{head}Yes.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n"
+            f"<|im_start|>assistant\n«{think}Æ no<|im_end|>»\n"
+        ),
     ]
 
 
 def test_qwen3_supervises_reasoning_and_calls_and_not_what_tools_answer():
     assert shown(QWEN3, TOOLS, (TOOL,)) == [
-        '<|im_start|>system\n<tools>\n{"type": "function", "function": {"name": "add"}}\n</tools><|im_end|>\n'
-        "<|im_start|>user\n2+3?<|im_end|>\n<|im_start|>assistant\n"
-        '«<think>\nAdd.\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n'
-        "</tool_call><|im_end|>»\n<|im_start|>user\n<tool_response>\n5\n</tool_response><|im_end|>\n"
-        "<|im_start|>assistant\n«<think>\n\n</think>\n\nIt is 5.<|im_end|>»\n"
+        (
+            '<|im_start|>system\n<tools>\n{"type": "function", "function": {"name": "add"}}\n</tools>'
+            "<|im_end|>\n"
+            "<|im_start|>user\n2+3?<|im_end|>\n<|im_start|>assistant\n"
+            '«<think>\nAdd.\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n'
+            "</tool_call><|im_end|>»\n<|im_start|>user\n<tool_response>\n5\n</tool_response><|im_end|>\n"
+            "<|im_start|>assistant\n«<think>\n\n</think>\n\nIt is 5.<|im_end|>»\n"
+        )
     ]
 
 
@@ -113,23 +120,29 @@ def test_llama3_supervises_trimmed_turns_and_calls():
     system = f"<begin>{header.format('system')}Known until: 2023\n\n"
     spaced = (*PLAIN[:4], Message("assistant", " Æ no \n"))
     assert shown(LLAMA3, spaced) == [
-        f"{system}Be brief.<|eot_id|>{header.format('user')}Hi?<|eot_id|>"
-        f"{header.format('assistant')}«Yes.<|eot_id|>»{header.format('user')}Sure?<|eot_id|>"
-        f"{header.format('assistant')}«Æ no<|eot_id|>»"
+        (
+            f"{system}Be brief.<|eot_id|>{header.format('user')}Hi?<|eot_id|>"
+            f"{header.format('assistant')}«Yes.<|eot_id|>»{header.format('user')}Sure?<|eot_id|>"
+            f"{header.format('assistant')}«Æ no<|eot_id|>»"
+        )
     ]
     call = '{"name": "add", "arguments": {"a": 2, "b": 3}}'
     assert shown(LLAMA3, TOOLS, (TOOL,)) == [
-        f'{system}{{"type": "function", "function": {{"name": "add"}}}}\n\n<|eot_id|>'
-        f"{header.format('user')}2+3?<|eot_id|>{header.format('assistant')}«{call}<|eot_id|>»"
-        f'{header.format("ipython")}"5"<|eot_id|>{header.format("assistant")}«It is 5.<|eot_id|>»'
+        (
+            f'{system}{{"type": "function", "function": {{"name": "add"}}}}\n\n<|eot_id|>'
+            f"{header.format('user')}2+3?<|eot_id|>{header.format('assistant')}«{call}<|eot_id|>»"
+            f'{header.format("ipython")}"5"<|eot_id|>{header.format("assistant")}«It is 5.<|eot_id|>»'
+        )
     ]
 
 
 def test_gemma_calls_the_assistant_model_and_opens_with_the_systems_words():
     assert shown(GEMMA, PLAIN) == [
-        "<begin><start_of_turn>user\nBe brief.\n\nHi?<end_of_turn>\n<start_of_turn>model\n"
-        "«Yes.<end_of_turn>»\n<start_of_turn>user\nSure?<end_of_turn>\n<start_of_turn>model\n"
-        "«Æ no<end_of_turn>»\n"
+        (
+            "<begin><start_of_turn>user\nBe brief.\n\nHi?<end_of_turn>\n<start_of_turn>model\n"
+            "«Yes.<end_of_turn>»\n<start_of_turn>user\nSure?<end_of_turn>\n<start_of_turn>model\n"
+            "«Æ no<end_of_turn>»\n"
+        )
     ]
 
 
@@ -162,7 +175,11 @@ def test_a_mask_that_does_not_begin_after_the_generation_prompt_is_named():
     other[3] += 1
     said = [
         mask_problem(example, [Document("f:1", tokens, mask)], tok)
-        for tokens, mask in ((document.tokens, late), (document.tokens, missing), (other, document.supervised))
+        for tokens, mask in (
+            (document.tokens, late),
+            (document.tokens, missing),
+            (other, document.supervised),
+        )
     ]
     assert said[0] == (
         f"message 3: {first + 1} tokens precede the supervised ones, and the template's generation prompt "

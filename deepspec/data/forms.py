@@ -1,7 +1,7 @@
 """Rows of other people's data as examples: the usual columns are found, the others are said to be ignored.
 
-Looked for in this order: ``messages``, ``conversations``, ``turns``, ``prompt`` with ``response``, ``text``. A
-message is ``{"role", "content"}`` or ``{"from", "value"}``; turns may be plain texts, the user's first.
+Looked for in this order: ``messages``, ``conversations``, ``turns``, ``prompt`` with ``response``, ``text``.
+A message is ``{"role", "content"}`` or ``{"from", "value"}``; turns may be plain texts, the user's first.
 """
 
 from __future__ import annotations

@@ -278,6 +278,6 @@ class _Preparing:
             raise DataError(f"none of {self._num_rows} rows can be used; the first: {self._first}")
         number = held_out.num_examples if held_out is not None else 0
         raise DataError(
-            f"all {number} examples would be held out, there are too few prompts to split; give more examples, "
+            f"all {number} examples would be held out, there are too few prompts to split; give more, "
             "or --held-out 0"
         )

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from deepspec.calibrators.measures import (
     area_under_curve,
@@ -184,18 +183,12 @@ def _fitting(trace: Trace, target: Target, parts: Parts, path: str | Path) -> Tr
     return trace
 
 
-def full_length(trace: Trace) -> NDArray[np.bool_]:
-    """Which rounds verified G tokens."""
-    found: NDArray[np.bool_] = trace.columns["verified"] == trace.header.draft_length
-    return found
-
-
 def fit_and_measure(trace: Trace, calibrator: Calibrator, *, soft: bool = False) -> CalibrationReport:
     """Fit to the full rounds of every second request and measure on the others'.
 
     Raises ConfigError when there is nothing to fit, DataError when there are too few rounds.
     """
-    whole = full_length(trace) & ~np.isnan(trace.confidence).any(axis=1)
+    whole = (trace.columns["verified"] == trace.header.draft_length) & ~np.isnan(trace.confidence).any(axis=1)
     # Requests are told apart within a task, and numbered from 0 in each.
     for_fit = trace.columns["request_id"] % 2 == 0
     to_fit, others = trace.rounds(soft=soft)[whole & for_fit], trace.rounds()[whole & ~for_fit]

@@ -23,12 +23,15 @@ from deepspec.calibrators.measures import (
 from deepspec.composed import Composed, opened
 from deepspec.config import EvalConfig
 from deepspec.errors import ConfigError, DataError
-from deepspec.evaluate.measure import decode_tasks, decoded_with, needs_memory, task_names
+from deepspec.evaluate.measure import decode_tasks, needs_memory, task_names
 from deepspec.evaluate.tasks import collect_prompts
+from deepspec.plugins import create_plugin_manager
+from deepspec.redecoding import redecoded
 from deepspec.resources import memory
 from deepspec.rounds import CalibrationRounds, Floats
 from deepspec.trace import Trace, TraceHeader, read_trace
 from deepspec.train.assemble import for_decoding
+from deepspec.train.confidence import check_trained
 
 if TYPE_CHECKING:
     from deepspec.interfaces import Calibrator
@@ -146,8 +149,9 @@ def calibrate(
             f"chances are those of the token rule and the verifier is {parts.verifier.name!r}; give "
             "--set verifier.type=token, or leave --soft out"
         )
+    check_trained(parts, create_plugin_manager(), "a calibrator")
     name = calibrator or (DEFAULT if parts.calibrator.name == "identity" else parts.calibrator.name)
-    whole = decoded_with(parts, policy="fixed", calibrator=name)
+    whole = redecoded(parts, policy="fixed", calibrator=name)
     settings = config or loaded.config.eval
     if trace is None:
         found = decode_whole(model, whole, settings, task_names(tasks, task_files, settings))

@@ -20,9 +20,10 @@ from deepspec.config import EvalConfig
 from deepspec.curves import SpsCurve
 from deepspec.errors import DataError
 from deepspec.evaluate.calibration import CalibrationReport, decode_whole, fit_and_measure
-from deepspec.evaluate.measure import decoded_with, evaluate, task_names
+from deepspec.evaluate.measure import evaluate, task_names
 from deepspec.evaluate.report import SCHEMA, EvalReport
 from deepspec.interfaces import Calibrator
+from deepspec.redecoding import redecoded
 from deepspec.rounds import CalibrationRounds, Floats
 from deepspec.runs import Run
 from deepspec.simulate import RecordedAcceptance, Workload, build_policy, closed_loop, serve
@@ -110,12 +111,12 @@ def portray(
     logger.info("%s: rounds of full length", name)
     parts = for_decoding(run.parts, run.target)
     calibrator = parts.calibrator.name if parts.calibrator.name != "identity" else "sequential"
-    whole = decoded_with(parts, policy="fixed", calibrator=calibrator)
+    whole = redecoded(parts, policy="fixed", calibrator=calibrator)
     trace = decode_whole(run.target, whole, settings, task_names(tasks, task_files, settings))
     calibration = _calibration(trace, whole.calibrator, name)
     conditional = None
     if calibration is not None:
-        fitted = decoded_with(parts, calibrator={"type": calibrator, **calibration.options}).calibrator
+        fitted = redecoded(parts, calibrator={"type": calibrator, **calibration.options}).calibrator
         conditional = _conditional(fitted, trace.confidence)
     logger.info("%s: simulated load", name)
     return Portrait(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import kernel_tables
 import scheduling_tables
 import simulate_table
 from table_cells import machine, mean_ci, ratio, tau
@@ -202,6 +203,8 @@ TABLES = {
     "strategies-cuda": _strategies_table,
     "divergence": _divergence_table,
     "draft-length": _draft_length_table,
+    "verify-kernel": kernel_tables.verify_kernel,
+    "loss": kernel_tables.loss,
     "calibration": scheduling_tables.calibration,
     "simulate": simulate_table.table,
     "engine-load": scheduling_tables.engine_load,

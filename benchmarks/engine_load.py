@@ -25,8 +25,9 @@ from deepspec import Engine, SamplingParams
 from deepspec.config import EvalConfig
 from deepspec.curves import SpsCurve
 from deepspec.evaluate import ProfileConfig, profile
-from deepspec.evaluate.measure import decode_tasks, decoded_with
+from deepspec.evaluate.measure import decode_tasks
 from deepspec.evaluate.tasks import Prompts, collect_prompts
+from deepspec.redecoding import redecoded
 from deepspec.runs import Run
 from deepspec.simulate import RecordedAcceptance, Requests, build_policy, serve
 from deepspec.simulate.recorded import RecordedRounds, read_rounds
@@ -44,7 +45,7 @@ def engine_speed(run: Run, policy: dict[str, Any], prompts: Prompts, num: int, s
     """Tokens a second of ``num`` endless users, after some steps that warm up."""
     engine = Engine(
         run.target,
-        decoded_with(run.parts, policy=policy),
+        redecoded(run.parts, policy=policy),
         max_batch=num,
         prefill_chunk=CHUNK,
         seed=SEED,

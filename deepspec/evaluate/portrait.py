@@ -19,10 +19,11 @@ from deepspec.calibrators.measures import NUM_BINS
 from deepspec.config import EvalConfig
 from deepspec.curves import SpsCurve
 from deepspec.errors import DataError
-from deepspec.evaluate.calibration import CalibrationReport, decode_whole, fit_and_measure
-from deepspec.evaluate.measure import decoded_with, evaluate, task_names
+from deepspec.evaluate.calibration import CalibrationReport, decode_whole, fit_and_measure, verifying_all
+from deepspec.evaluate.measure import evaluate, task_names
 from deepspec.evaluate.report import SCHEMA, EvalReport
 from deepspec.interfaces import Calibrator
+from deepspec.redecoding import redecoded
 from deepspec.rounds import CalibrationRounds, Floats
 from deepspec.runs import Run
 from deepspec.simulate import RecordedAcceptance, Workload, build_policy, closed_loop, serve
@@ -109,14 +110,13 @@ def portray(
     evaluation = evaluate(run, tasks=tasks, task_files=task_files, config=settings)
     logger.info("%s: rounds of full length", name)
     parts = for_decoding(run.parts, run.target)
-    calibrator = parts.calibrator.name if parts.calibrator.name != "identity" else "sequential"
-    whole = decoded_with(parts, policy="fixed", calibrator=calibrator)
+    whole = verifying_all(parts)
     trace = decode_whole(run.target, whole, settings, task_names(tasks, task_files, settings))
     calibration = _calibration(trace, whole.calibrator, name)
     conditional = None
     if calibration is not None:
-        fitted = decoded_with(parts, calibrator={"type": calibrator, **calibration.options}).calibrator
-        conditional = _conditional(fitted, trace.confidence)
+        options = {"type": calibration.calibrator, **calibration.options}
+        conditional = _conditional(redecoded(parts, calibrator=options).calibrator, trace.confidence)
     logger.info("%s: simulated load", name)
     return Portrait(
         name=name,

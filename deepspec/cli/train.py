@@ -158,12 +158,12 @@ def _train(settings: RunConfig, *, resume: bool, check_tasks: bool, quiet: bool)
 def _evaluate(run: Run, settings: RunConfig, *, quiet: bool) -> EvalReport:
     import deepspec
     from deepspec.resources import writing
-    from deepspec.runs import write_json
+    from deepspec.runs import store_evaluation
 
     if not quiet:
         stderr().print(f"measuring on {', '.join(settings.eval.tasks)}", markup=False)
     report = deepspec.evaluate(run, config=settings.eval, against_transformers=True)
     path = run.path / "eval.json"
     with writing(path, lambda: f"the run is whole; measure it again with: deepspec eval {run.path}"):
-        write_json(path, report.to_json())
+        store_evaluation(run.path, report.to_json())
     return report

@@ -241,6 +241,12 @@ def _check_fit(config: RunConfig, target: Target, parts: Parts) -> None:
             f"data.sequence_length is {config.data.sequence_length}; {target.name} accepts up to "
             f"{target.info.max_positions} positions"
         )
+    if parts.strategy.draft_length >= config.data.sequence_length:
+        raise ConfigError(
+            f"draft_length is {parts.strategy.draft_length} and data.sequence_length "
+            f"{config.data.sequence_length}; a row holds an anchor and its block, so give a shorter "
+            "draft_length or longer rows"
+        )
 
 
 def _started(folder: Path, config: RunConfig) -> tuple[int, TrainingCost]:

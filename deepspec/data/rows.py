@@ -121,7 +121,8 @@ def _json_rows(file: Path) -> Iterator[Row]:
     """A list's objects, read by and by; a file that does not begin with ``[`` holds lines."""
     try:
         with file.open(encoding="utf-8-sig") as handle:
-            head = handle.read(_CHUNK_CHARACTERS)
+            while (head := handle.read(_CHUNK_CHARACTERS)).isspace():
+                pass
             if head.lstrip().startswith("["):
                 yield from _list_items(head, handle, file)
                 return

@@ -63,7 +63,7 @@ def prepare(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help="JSONL, JSON or Parquet files, folders, globs; or Hugging Face data sets, NAME[:SPLIT].",
         ),
     ],
@@ -193,7 +193,7 @@ def _print_report(report: DataReport, out: Path, sequence_length: int) -> None:
     if report.ignored_columns:
         lines.append(f"columns that were not read: {', '.join(report.ignored_columns)}")
     if cut := sum(part.num_cut for part in parts):
-        lines.append(f"{cut} documents are longer than a row of {sequence_length} tokens, and will be cut")
+        lines.append(f"documents longer than a row of {sequence_length} tokens, which will be cut: {cut:,}")
     lines.append(f"train on it: deepspec train --data {out}")
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

@@ -7,7 +7,7 @@ text goes by document, so no document is on both sides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,7 +60,7 @@ class TokenizedCorpus:
 
 
 def tokenize(
-    examples: Sequence[Example],
+    examples: Iterable[Example],
     tokenizer: PreTrainedTokenizerBase,
     *,
     sequence_length: int,
@@ -68,6 +68,7 @@ def tokenize(
 ) -> TokenizedCorpus:
     """Tokenise examples and cut them into pieces of at most ``sequence_length`` tokens.
 
+    Examples can be gone through again, and are, to name them when none of them is of use.
     Text is closed by the tokenizer's end token, supervised; so is a response. One that is not complete is
     not. Pieces in which nothing can be learned (no supervised token after another token) are left out.
 
@@ -88,9 +89,10 @@ def tokenize(
                 supervised.append(document.supervised[piece])
                 owners.append(number)
     if not tokens:
-        where = f" ({examples[0].source} and on)" if examples else ""
+        sources = [example.source for example in examples]
+        where = f" ({sources[0]} and on)" if sources else ""
         raise DataError(
-            f"no token is supervised in {len(examples)} examples{where}; "
+            f"no token is supervised in {len(sources)} examples{where}; "
             "give texts or responses of several tokens"
         )
     ends = torch.tensor([len(piece) for piece in tokens]).cumsum(0)

@@ -7,9 +7,9 @@ generation prompt, the text is cut there, so that the prompt's tokens are the sa
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby, islice, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,15 +39,14 @@ class Document:
     supervised: Tensor
 
 
-def documents(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Document]:
+def documents(examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Document]:
     """The documents of examples, in order: one each, but for a template that rewrites earlier turns.
 
     Raises DataError when a conversation has no chat template to go by, or one that refuses it.
     """
-    for start in range(0, len(examples), _CHUNK):
-        for is_chat, group in groupby(
-            examples[start : start + _CHUNK], key=lambda e: isinstance(e, ChatExample)
-        ):
+    left = iter(examples)
+    while chunk := list(islice(left, _CHUNK)):
+        for is_chat, group in groupby(chunk, key=lambda e: isinstance(e, ChatExample)):
             if is_chat:
                 yield from _chat_documents([e for e in group if isinstance(e, ChatExample)], tokenizer)
             else:

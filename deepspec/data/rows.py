@@ -11,6 +11,7 @@ import glob
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +42,20 @@ def example_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     return list(dict.fromkeys(file for path in given for file in _expand(str(path))))
 
 
+@dataclass(frozen=True)
+class ExampleFiles:
+    """The examples of some files, read anew each time that they are gone through."""
+
+    files: tuple[Path, ...]
+
+    def __iter__(self) -> Iterator[Example]:
+        """Each example, in the order of the files; raises DataError at the first that is none."""
+        return (parse_example(row, source) for file in self.files for source, row in read_rows(file))
+
+
 def read_examples(paths: str | Path | Sequence[str | Path]) -> list[Example]:
     """All examples of files, folders and globs, in the order given, a folder's files by name."""
-    return [parse_example(row, source) for file in example_files(paths) for source, row in read_rows(file)]
+    return list(ExampleFiles(tuple(example_files(paths))))
 
 
 def read_rows(file: Path) -> Iterator[Row]:

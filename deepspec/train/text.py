@@ -6,12 +6,13 @@ A folder that ``deepspec data prepare`` wrote brings its own held-out text; of o
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepspec.data import TokenizedCorpus, default_examples, read_examples, split_held_out, tokenize_once
+from deepspec.data import TokenizedCorpus, default_examples, split_held_out, tokenize_once
 from deepspec.data.prepared import split_files
+from deepspec.data.rows import ExampleFiles
 from deepspec.paths import DEMO, asset
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def corpora(config: RunConfig, target: Target, parts: Parts) -> tuple[TokenizedC
     assert target.tokenizer is not None, "a loaded target always has its tokenizer"
     tokenizer = target.tokenizer
 
-    def tokenized(examples: Sequence[Example]) -> TokenizedCorpus:
+    def tokenized(examples: Iterable[Example]) -> TokenizedCorpus:
         return tokenize_once(
             examples,
             tokenizer,
@@ -43,8 +44,8 @@ def corpora(config: RunConfig, target: Target, parts: Parts) -> tuple[TokenizedC
         corpus = tokenized(default_examples(tokenizer.all_special_tokens))
         return split_held_out(corpus, config.data.held_out_fraction, config.seed)
     files, held_out = split_files(paths)
-    corpus = tokenized(read_examples(files))
+    corpus = tokenized(ExampleFiles(tuple(files)))
     if not held_out:
         return split_held_out(corpus, config.data.held_out_fraction, config.seed)
     logger.info("validating on %s", ", ".join(str(file) for file in held_out))
-    return corpus, tokenized(read_examples(held_out))
+    return corpus, tokenized(ExampleFiles(tuple(held_out)))

@@ -100,8 +100,9 @@ def test_a_data_set_that_is_not_here_is_one_line_that_says_why():
     with pytest.raises(DataError) as caught:
         next(read_sources(["owner/absent:test"]))
     assert str(caught.value) == (
-        "data set 'owner/absent', split 'test': no file or folder has this name here, the data set is not in "
-        "the local cache, and HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set; give a JSONL, JSON or Parquet file"
+        "data set 'owner/absent', split 'test': no file or folder has this name here, the data set is not "
+        "in the local cache, and HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set; give a JSONL, JSON or "
+        "Parquet file"
     )
 
 

@@ -1,4 +1,4 @@
-"""Preparing data: checked, split by prompt, without repeats, written whole or not at all, in constant memory."""
+"""Preparing data: checked, split by prompt, without repeats, written whole or not at all."""
 
 from __future__ import annotations
 

@@ -42,7 +42,8 @@ class Columns:
 
     def example(self, row: Mapping[str, Any], source: str) -> tuple[Example, list[str]]:
         """The example of a row, and the columns that were not used; raises DataError when it has none."""
-        values = {self.renamed.get(key, key): value for key, value in row.items()}
+        values = {key: value for key, value in row.items() if key not in self.renamed}
+        values |= {new: row[old] for old, new in self.renamed.items() if old in row}
         form = next((names for names in _COLUMNS if set(names) <= values.keys()), None)
         if form is None:
             given = ", ".join(sorted(values)) or "none"

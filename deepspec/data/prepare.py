@@ -117,7 +117,9 @@ def _made_whole(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` that takes its place at the end, and goes when anything fails."""
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     with _writing(out):
-        partial.mkdir(parents=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left(out)
+        partial.mkdir()
     try:
         yield partial
         with _writing(out):
@@ -125,6 +127,25 @@ def _made_whole(out: Path) -> Iterator[Path]:
             partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_left(out: Path) -> None:
+    """Remove what processes that were killed had made of ``out``."""
+    for left in out.parent.iterdir():
+        process = left.name.removeprefix(f".{out.name}.")
+        if process != left.name and process.isdecimal() and not _is_running(int(process)):
+            logger.info("%s, left by a process that was killed, is removed", left)
+            shutil.rmtree(left)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _writing(path: Path) -> Any:

@@ -50,6 +50,8 @@ def test_columns_can_be_renamed_and_put_through_the_chat_template():
     row = {"question": "a", "answer": "b"}
     renamed = parse_renames(["question=prompt", "answer=response"])
     assert read(row, renamed=renamed) == (ResponseExample("f:1", "a", "b"), [])
+    assert read({**row, "prompt": "c"}, renamed=renamed) == read({"prompt": "c", **row}, renamed=renamed)
+    assert read({**row, "prompt": "c"}, renamed=renamed)[0].prompt == "a"
     assert read(row, renamed=renamed, as_chat=True) == (ChatExample("f:1", TALK), [])
     with pytest.raises(DataError, match="f:1: a response that was cut off is no message"):
         read({"prompt": "a", "response": "b", "complete": False}, as_chat=True)

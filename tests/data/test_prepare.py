@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -188,6 +189,16 @@ def test_what_fails_leaves_nothing_behind(source, tmp_path, monkeypatch, failure
     with pytest.raises(error):
         prepare_data(plan_for(source, tmp_path / "a"), tiny_tokenizer.tokenizer())
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_running_one_makes_is_not(source, tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left, made = tmp_path / f".a.{gone.pid}", tmp_path / f".a.{os.getppid()}"
+    for folder in (left, made, tmp_path / ".a.notes"):
+        folder.mkdir()
+    prepare_data(plan_for(source, tmp_path / "a"), tiny_tokenizer.tokenizer())
+    assert {path.name for path in tmp_path.iterdir()} == {".a.notes", "a", "a.jsonl", made.name}
 
 
 def test_a_folder_that_holds_something_is_refused_first(tmp_path):

@@ -77,6 +77,9 @@ class TrainConfig(_Config):
     checkpoint_every: int = Field(default=150, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints to keep")
     log_every: int = Field(default=10, ge=1, description="steps between records")
+    tracker: Literal["wandb", "trackio"] | None = Field(
+        default=None, description="log there, too, if it is installed; TensorBoard always is"
+    )
     init_from_target: bool | None = Field(
         default=None,
         description="start draft layers from the target's last layers; null does so where shapes agree",

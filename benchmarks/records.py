@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from typing import Any
 
 from tables import TABLES
 
-from deepspec.environment import device_name, versions
+from deepspec.environment import commit, device_name, versions
 from deepspec.paths import written_whole
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,14 +32,12 @@ def environment() -> dict[str, Any]:
     from deepspec.target.load import resolve_device
 
     device = resolve_device(None)
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return {
         "date": datetime.now(tz=UTC).strftime("%Y-%m-%d"),
         "device": device_name(device),
         "device_type": device.type,
         "threads": torch.get_num_threads(),
-        "commit": commit.stdout.strip() or None,
+        "commit": commit(),
         "versions": versions(),
     }
 

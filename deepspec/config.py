@@ -81,6 +81,9 @@ class TrainConfig(_Config):
     checkpoint_every: int = Field(default=150, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints to keep")
     log_every: int = Field(default=10, ge=1, description="steps between records")
+    tracker: Literal["wandb", "trackio"] | None = Field(
+        default=None, description="log there, too, if it is installed; TensorBoard always is"
+    )
     init_from: str | None = Field(
         default=None,
         description="run folder, or `demo`, whose drafter training starts from, with a fresh optimiser",

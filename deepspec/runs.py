@@ -1,7 +1,8 @@
 """Run folders: what lies in them, loading a trained drafter with its target, and listing runs.
 
 ``config.json`` (the configuration), ``checkpoints/step-000450/{draft,optimizer}.safetensors, state.json``,
-``log.jsonl`` and ``eval.json``. A published drafter is the same folder with one checkpoint and no optimiser.
+``log.jsonl`` (steps and validations), ``starts.jsonl`` (command lines, commit, versions), ``tensorboard/``
+and ``eval.json``. A published drafter is the same folder with one checkpoint and no optimiser.
 Nothing here imports torch before :func:`load`.
 """
 

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: What a resumed run may have different: where it runs, what is trusted, how it is measured afterwards.
-_FREE_KEYS = ("out", "device", "target.device", "target.trust_remote_code", "eval.")
+_FREE_KEYS = ("out", "device", "target.device", "target.trust_remote_code", "train.tracker", "eval.")
 
 _NOTHING = TrainingCost(train_tokens=0, train_seconds=0.0, train_flops=0, train_flops_target=0)
 

@@ -34,6 +34,7 @@ BAD_INPUT = [
     ["train", "--strategy", "dspark", "--set", "head.rnk=3"],
     ["train", "--strategy", "dspark", "--set", "objective=papr"],
     ["train", "--strategy", "dspark", "--set", "train.num_step=3"],
+    ["train", "--strategy", "dspark", "--set", "train.tracker=wandb"],
     ["train", "--strategy", "dspark", "--steps", "0"],
     ["train", "--strategy", "dspark", "--config", "absent.toml"],
     ["train", "--strategy", "dspark", "--set", "objective.terms.l1=-0.5"],

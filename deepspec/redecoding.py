@@ -15,7 +15,6 @@ from deepspec.plugins import create_plugin_manager
 from deepspec.resources import writing
 from deepspec.runs import newest_state, write_json
 from deepspec.strategy import Parts, check_fit
-from deepspec.train.confidence import check_trained
 
 if TYPE_CHECKING:
     from deepspec.interfaces import SequentialHead
@@ -57,6 +56,8 @@ def redecoded(parts: Parts, **changes: Any) -> Parts:
     made = replace(parts, strategy=strategy, head=head, **others)
     check_fit(made)
     if made.policy.needs_confidence:
+        from deepspec.train.confidence import check_trained  # training measures, which decodes in another way
+
         check_trained(made, manager, f"policy {made.policy.name!r}")
     return made
 

@@ -31,10 +31,11 @@ from deepspec.calibrators.measures import area_under_curve, calibration_error, c
 from deepspec.config import DataConfig, EvalConfig, RunConfig, TrainConfig
 from deepspec.data.default import default_examples
 from deepspec.data.examples import TextExample
-from deepspec.evaluate.measure import decode_tasks, decoded_with
+from deepspec.evaluate.measure import decode_tasks
 from deepspec.evaluate.tasks import collect_prompts
 from deepspec.interfaces import Calibrator
 from deepspec.paths import cache_root
+from deepspec.redecoding import redecoded
 from deepspec.rounds import CalibrationRounds, Floats
 from deepspec.runs import Run, newest_checkpoint
 from deepspec.trace import read_trace
@@ -124,7 +125,7 @@ def fitted(run: Run, name: str, rounds: CalibrationRounds) -> Calibrator:
 
 def with_calibrator(run: Run, name: str, **options: Any) -> Run:
     """The run with another calibrator."""
-    return replace(run, parts=decoded_with(run.parts, calibrator={"type": name, **options}))
+    return replace(run, parts=redecoded(run.parts, calibrator={"type": name, **options}))
 
 
 def shifts(num_prompts: int, console: Console) -> list[dict[str, Any]]:

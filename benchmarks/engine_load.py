@@ -25,12 +25,12 @@ from deepspec import Engine, SamplingParams
 from deepspec.config import EvalConfig
 from deepspec.curves import SpsCurve
 from deepspec.evaluate import ProfileConfig, profile
-from deepspec.evaluate.measure import decode_tasks, decoded_with
+from deepspec.evaluate.measure import decode_tasks
 from deepspec.evaluate.tasks import Prompts, collect_prompts
-from deepspec.rounds import sigmoid
+from deepspec.redecoding import redecoded
 from deepspec.runs import Run
 from deepspec.simulate import RecordedAcceptance, Requests, build_policy, serve
-from deepspec.trace import read_trace
+from deepspec.simulate.recorded import RecordedRounds, read_rounds
 
 SETTING = "the shipped demo target and drafter, code and prose"
 SEED, MAX_TOKENS, CHUNK = 0, 64, 512
@@ -45,7 +45,7 @@ def engine_speed(run: Run, policy: dict[str, Any], prompts: Prompts, num: int, s
     """Tokens a second of ``num`` endless users, after some steps that warm up."""
     engine = Engine(
         run.target,
-        decoded_with(run.parts, policy=policy),
+        redecoded(run.parts, policy=policy),
         max_batch=num,
         prefill_chunk=CHUNK,
         seed=SEED,
@@ -59,21 +59,20 @@ def engine_speed(run: Run, policy: dict[str, Any], prompts: Prompts, num: int, s
     return gained / (time.perf_counter() - started)
 
 
-def recorded(run: Run, prompts: Prompts) -> RecordedAcceptance:
+def recorded(run: Run, prompts: Prompts) -> RecordedRounds:
     """Rounds of these prompts at full length, with the head's confidences as chances."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "rounds.parquet"
         config = EvalConfig(max_tokens=MAX_TOKENS, seed=SEED)
         decode_tasks(run.target, run.parts, {"all": prompts}, config, trace=path)
-        trace = read_trace(path)
-    return RecordedAcceptance(sigmoid(trace.confidence), trace.columns["accepted"], SEED)
+        return read_rounds(path)
 
 
 def simulated_speed(
     run: Run,
     policy: dict[str, Any],
     curve: SpsCurve,
-    acceptance: RecordedAcceptance,
+    rounds: RecordedRounds,
     prompts: Prompts,
     num: int,
 ) -> float:
@@ -88,7 +87,7 @@ def simulated_speed(
     return serve(
         made,
         curve,
-        acceptance,
+        RecordedAcceptance(rounds, num, SEED),
         requests,
         num_slots=num,
         num_steps=SIMULATED_STEPS,
@@ -98,7 +97,7 @@ def simulated_speed(
 
 
 def measure_load(
-    run: Run, prompts: Prompts, acceptance: RecordedAcceptance, num: int, options: argparse.Namespace
+    run: Run, prompts: Prompts, rounds: RecordedRounds, num: int, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Both speeds under each policy with ``num`` users, over the repeats."""
     context = int(statistics.mean(map(len, prompts))) + MAX_TOKENS // 2
@@ -116,7 +115,7 @@ def measure_load(
                 if policy["type"] != "fixed":
                     policy["curve"] = str(file)
                 found[name]["engine"].append(engine_speed(run, policy, prompts, num, options.seconds))
-                found[name]["simulated"].append(simulated_speed(run, policy, curve, acceptance, prompts, num))
+                found[name]["simulated"].append(simulated_speed(run, policy, curve, rounds, prompts, num))
     return [row(num, name, speeds) for name, speeds in found.items()]
 
 
@@ -145,9 +144,9 @@ def main() -> int:
     config = EvalConfig(num_prompts=32, max_tokens=MAX_TOKENS, seed=SEED)
     by_task = collect_prompts(config.tasks, run.target, config)
     prompts = [prompt for pair in zip(*by_task.values(), strict=False) for prompt in pair]
-    acceptance, cells = recorded(run, prompts), []
+    rounds, cells = recorded(run, prompts), []
     for num in CONCURRENCIES:
-        for cell in measure_load(run, prompts, acceptance, num, options):
+        for cell in measure_load(run, prompts, rounds, num, options):
             console.print(
                 f"{num} requests, {cell['policy']}: engine {cell['engine']['median']:.0f} tokens/s "
                 f"({cell['engine']['q1']:.0f}-{cell['engine']['q3']:.0f}), simulated "

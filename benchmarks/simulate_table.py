@@ -34,9 +34,8 @@ def table(record: dict[str, Any]) -> str:
         f"{record['date']}, {record['repeats']}; 100,000 steps at 200 requests take at most {seconds:.0f} s "
         f"of one core{': ' * bool(found['note'])}{found['note']}."
     )
-    return "\n".join(
-        [head, "", *rows, "", *(_summary(target, found[target]) for target in TARGETS), "", foot]
-    )
+    summaries = [_summary(target, found[target]) for target in TARGETS]
+    return "\n\n".join([head, "\n".join(rows), *summaries, foot])
 
 
 def _row(target: str, point: dict[str, Any]) -> str:

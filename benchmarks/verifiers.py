@@ -13,9 +13,10 @@ import deepspec
 from deepspec.cli.results import interval
 from deepspec.config import EvalConfig
 from deepspec.evaluate.acceptance import compare_lengths, measure_acceptance, prompt_lengths
-from deepspec.evaluate.measure import decode_rounds, decoded_with
+from deepspec.evaluate.measure import decode_rounds
 from deepspec.evaluate.report import VerifierGain, as_json
 from deepspec.evaluate.tasks import collect_prompts
+from deepspec.redecoding import redecoded
 from deepspec.runs import Run
 
 SEED = 0
@@ -27,7 +28,7 @@ def measure(run: Run, temperature: float, num_prompts: int) -> dict[str, Any]:
     """Accepted length under both rules, and the difference prompt by prompt."""
     config = EvalConfig(temperature=temperature, num_prompts=num_prompts, seed=SEED)
     prompts = [one for found in collect_prompts(config.tasks, run.target, config).values() for one in found]
-    contenders = [decoded_with(run.parts, verifier=rule) for rule in RULES]
+    contenders = [redecoded(run.parts, verifier=rule) for rule in RULES]
     rounds = [decode_rounds(run.target, parts, prompts, config) for parts in contenders]
     lengths = [prompt_lengths(found) for found in rounds]
     length = run.parts.strategy.draft_length

@@ -42,12 +42,16 @@ class DataConfig(_Config):
 
     paths: Names = Field(
         default=(),
-        description="JSONL files, folders and globs; empty is shipped text that the demo target wrote, "
+        description="JSONL, JSON and Parquet files, folders (of `deepspec data prepare`, or with files at "
+        "any depth) and globs; empty is shipped text that the demo target wrote, "
         "or for another target the sources of installed packages",
     )
     sequence_length: int = Field(default=256, ge=8, description="tokens in a training row")
     held_out_fraction: float = Field(
-        default=0.02, gt=0, lt=1, description="share of documents to validate on"
+        default=0.02,
+        gt=0,
+        lt=1,
+        description="share of documents to validate on, unless a prepared folder brings its own",
     )
 
 
@@ -93,6 +97,13 @@ class TrainConfig(_Config):
     checkpoint_every: int = Field(default=150, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints to keep")
     log_every: int = Field(default=10, ge=1, description="steps between records")
+    tracker: Literal["wandb", "trackio"] | None = Field(
+        default=None, description="log there, too, if it is installed; TensorBoard always is"
+    )
+    init_from: str | None = Field(
+        default=None,
+        description="run folder, or `demo`, whose drafter training starts from, with a fresh optimiser",
+    )
     init_from_target: bool | None = Field(
         default=None,
         description="start draft layers from the target's last layers; null does so where shapes agree",

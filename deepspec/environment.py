@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,19 @@ _CPU_INFO = Path("/proc/cpuinfo")
 def versions() -> dict[str, str]:
     """Python's version and those of the packages that results depend on."""
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this package lies in; None where it lies in none."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)  # noqa: S603
+    except OSError:  # no git
+        return None
+    return ran.stdout.strip() or None
 
 
 def device_name(device: torch.device) -> str:

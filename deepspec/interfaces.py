@@ -32,6 +32,7 @@ from deepspec.context import TargetInfo as TargetInfo
 from deepspec.curves import SpsCurve
 from deepspec.parts import Part as Part
 from deepspec.parts import PartConfig as PartConfig
+from deepspec.parts import TokenCount as TokenCount
 from deepspec.parts import TokenId as TokenId
 from deepspec.types import (
     AnchorBlocks,

@@ -1,9 +1,10 @@
 """Puts a configuration together from its layers; every value remembers where it came from.
 
-Layers, later ones win: the defaults of ``config.py``, the strategy's named composition, ``--config`` (TOML
-or YAML), flags, ``--set a.b=c``. A strategy's fields (``head``, ``draft_length``, ...) may stand at the top
-level of a file or of ``--set``. A part given with ``type`` is replaced, without it its options are merged.
-Unknown keys are errors that name the nearest known key.
+Layers, later ones win: the defaults of ``config.py``, the strategy's named composition, what a run to start
+from says of strategy and target, ``--config`` (TOML or YAML), flags, ``--set a.b=c``. A strategy's fields
+(``head``, ``draft_length``, ...) may stand at the top level of a file or of ``--set``. A part given with
+``type`` is replaced, without it its options are merged. Unknown keys are errors that name the nearest known
+key.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from deepspec.validation import validate
 if TYPE_CHECKING:
     import pluggy
 
-Origin = Literal["default", "strategy", "file", "flag"]
+Origin = Literal["default", "strategy", "run", "file", "flag"]
 Keys = tuple[str, ...]
 
 
@@ -66,9 +67,12 @@ def resolve(
     file: str | Path | None = None,
     flags: Mapping[str, Any] | None = None,
     sets: Iterable[str] = (),
+    run: Mapping[str, Any] | None = None,
     manager: pluggy.PluginManager | None = None,
 ) -> Resolved:
     """Put the layers together; ``flags`` maps dotted keys to values, None where a flag was not given.
+
+    Of ``run``, strategy and target of one to start from, each counts where no other layer names one.
 
     Raises ConfigError for unknown keys, unreadable files and an unknown strategy; values are validated by
     :meth:`Resolved.config`.
@@ -82,6 +86,7 @@ def resolve(
         _start_from(resolved, Strategy.named(name, manager), "flag" if flagged else "file")
     if flagged:
         in_file = {key: value for key, value in in_file.items() if key != "strategy"}
+    _apply(resolved, _of_run(run or {}, name, (in_file, in_flags, in_sets)), "run", where="--init-from")
     _apply(resolved, in_file, "file", where=str(file))
     _apply(resolved, in_flags, "flag", where="flags")
     _apply(resolved, in_sets, "flag", where="--set")
@@ -140,6 +145,16 @@ def _one_line(error: Exception) -> str:
 def _strategy_name(layer: Mapping[str, Any]) -> str | None:
     value = layer.get("strategy")
     return value if isinstance(value, str) else None
+
+
+def _of_run(
+    run: Mapping[str, Any], strategy: str | None, layers: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What a run still has to say: its strategy when none is named, its target likewise."""
+    targets = [layer["target"] for layer in layers if "target" in layer]
+    has_target = any(not isinstance(target, Mapping) or "name" in target for target in targets)
+    named = {"strategy": strategy is not None, "target": has_target}
+    return {key: value for key, value in run.items() if not named[key]}
 
 
 def _nested(pairs: Iterable[tuple[str, Any]]) -> Dotted:

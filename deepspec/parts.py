@@ -18,6 +18,9 @@ class PartConfig(BaseModel):
 #: tokens, puts one of those in the place of a larger id.
 TokenId = NewType("TokenId", int)
 
+#: Type of an option that is a number of the target's tokens, likewise.
+TokenCount = NewType("TokenCount", int)
+
 
 class Part(ABC):
     """What all five kinds share: a name to select it by, and a configuration class of its own."""

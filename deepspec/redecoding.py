@@ -6,15 +6,18 @@ What has weights is settled by training; calibrator, policy and verifier are not
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from deepspec.errors import ConfigError
+from deepspec.plugins import create_plugin_manager
 from deepspec.resources import writing
 from deepspec.runs import newest_state, write_json
-from deepspec.strategy import Parts
+from deepspec.strategy import Parts, check_fit
+
+if TYPE_CHECKING:
+    from deepspec.interfaces import SequentialHead
 
 #: The parts without weights.
 DECODING_PARTS = ("calibrator", "policy", "verifier")
@@ -35,28 +38,43 @@ def check_changes(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     return changes
 
 
-def redecoded(parts: Parts, changes: Mapping[str, Any]) -> Parts:
-    """Trained ``parts`` with other options for decoding, as :meth:`Strategy.replace` has them.
+def redecoded(parts: Parts, **changes: Any) -> Parts:
+    """``parts`` with other options for decoding, as :meth:`Strategy.replace` has them; weights are shared.
 
-    Raises ConfigError when they do not fit, or ask for weights that were not trained.
+    Calibrator, policy and verifier are made anew where ``changes`` has them, the head where its confidence
+    is another. Raises ConfigError when they do not fit, or ask for weights that were not trained.
     """
     if not changes:
         return parts
     strategy = parts.strategy.replace(**changes)
-    old = parts.modules().state_dict()
-    place = next(iter(old.values()))
-    with torch.random.fork_rng(devices=[]):
-        made = strategy.build(parts.drafter.context.target)
-    modules = made.modules()
-    untrained = [name for name in modules.state_dict() if name not in old]
-    if untrained:
+    manager = create_plugin_manager()
+    found = strategy.check(manager)
+    context = parts.verifier.context
+    others = {kind: found[kind][0](found[kind][1], context) for kind in DECODING_PARTS if kind in changes}
+    cls, config = found["head"]
+    head = parts.head if config == parts.head.config else _with_weights(cls(config, context), parts.head)
+    made = replace(parts, strategy=strategy, head=head, **others)
+    check_fit(made)
+    if made.policy.needs_confidence:
+        from deepspec.train.confidence import check_trained  # training measures, which decodes in another way
+
+        check_trained(made, manager, f"policy {made.policy.name!r}")
+    return made
+
+
+def _with_weights(head: SequentialHead[Any], trained: SequentialHead[Any]) -> SequentialHead[Any]:
+    """``head`` with the weights of ``trained``, which it may have fewer of; raises ConfigError for others."""
+    weights = trained.state_dict()
+    names = head.state_dict().keys()
+    if untrained := sorted(names - weights.keys()):
         raise ConfigError(
-            f"head.confidence={made.head.confidence} needs {untrained[0]}, which this run did not train; "
+            f"head.confidence={head.confidence} needs head.{untrained[0]}, which this run did not train; "
             "give one that needs no weights (row_max, none), or train with it"
         )
-    modules.load_state_dict({name: old[name] for name in modules.state_dict()})
-    modules.to(place.device, place.dtype)
-    return made
+    for tensor in weights.values():
+        head.to(tensor.device, tensor.dtype if tensor.is_floating_point() else None)
+    head.load_state_dict({name: weights[name] for name in names})
+    return head.train(trained.training)
 
 
 def calibration_of(state: Mapping[str, Any]) -> dict[str, Any]:

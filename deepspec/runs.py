@@ -1,7 +1,8 @@
 """Run folders: what lies in them, loading a trained drafter with its target, and listing runs.
 
 ``config.json`` (the configuration), ``checkpoints/step-000450/{draft,optimizer}.safetensors, state.json``,
-``log.jsonl`` and ``eval.json``. A published drafter is the same folder with one checkpoint and no optimiser.
+``log.jsonl`` (steps and validations), ``starts.jsonl`` (command lines, commit, versions), ``tensorboard/``
+and ``eval.json``. A published drafter is the same folder with one checkpoint and no optimiser.
 Nothing here imports torch before :func:`load`.
 """
 
@@ -44,7 +45,8 @@ class Run:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One line of ``deepspec runs``; ``tau`` is the accepted length of its last evaluation."""
+    """One line of ``deepspec runs``; ``tau`` is the accepted length of the last evaluation
+    by its own settings."""
 
     name: str
     strategy: str
@@ -100,7 +102,7 @@ def load(
     check_target(state, target, folder)
     parts = assemble(built.strategy, target, device=place, dtype=target.dtype, seed=config.seed)
     read_weights(checkpoint, parts)
-    parts = redecoded(parts, {**calibration_of(state), **check_changes(changes or {})})
+    parts = redecoded(parts, **{**calibration_of(state), **check_changes(changes or {})})
     parts.modules().eval()
     cost = TrainingCost.of_state(state)
     return Run(path=folder, config=config, target=target, parts=parts, step=int(state["step"]), cost=cost)
@@ -288,6 +290,11 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object so that a reader sees the old file or the whole new one."""
     with written_whole(path) as partial:
         partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def store_evaluation(folder: Path, report: Mapping[str, Any]) -> None:
+    """Keep what an evaluation by the run's own settings found, for :func:`list_runs`; raises OSError."""
+    write_json(folder / "eval.json", report)
 
 
 def _accepted_length(folder: Path) -> float | None:

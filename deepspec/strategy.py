@@ -182,7 +182,7 @@ class Strategy(BaseModel):
         others = {kind: _built(drafter, cls, config, context) for kind, (cls, config) in found.items()}
         strategy = self.replace(drafter={"type": self.drafter.type, **drafter.saved_options})
         parts = Parts(strategy=strategy, drafter=drafter, **others)
-        _check_fit(parts)
+        check_fit(parts)
         return parts
 
 
@@ -216,7 +216,7 @@ def _built(drafter: Drafter[Any] | Proposer, cls: Any, config: PartConfig, conte
         raise ConfigError(_no_head(drafter.name, cls.name)) from error
 
 
-def _check_fit(parts: Parts) -> None:
+def check_fit(parts: Parts) -> None:
     """Raise ConfigError where the parts cannot work together."""
     from deepspec.interfaces import Proposer
 

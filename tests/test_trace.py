@@ -13,7 +13,8 @@ import pytest
 
 from deepspec.config import EvalConfig
 from deepspec.errors import DataError, ResourceError
-from deepspec.evaluate.measure import decode_tasks, decoded_with
+from deepspec.evaluate.measure import decode_tasks
+from deepspec.redecoding import redecoded
 from deepspec.runs import Run
 from deepspec.trace import COLUMNS, Trace, read_trace
 from tests.tiny_runs import untrained_run
@@ -30,7 +31,7 @@ def run() -> Run:
 def traced(run: Run, folder: Path, **parts: object) -> tuple[Trace, dict[str, list]]:
     path = folder / "t.parquet"
     return_value = decode_tasks(
-        run.target, decoded_with(run.parts, **parts), PROMPTS, CONFIG, trace=path, timeline=folder / "t.json"
+        run.target, redecoded(run.parts, **parts), PROMPTS, CONFIG, trace=path, timeline=folder / "t.json"
     )
     return read_trace(path), return_value
 
@@ -68,7 +69,7 @@ def test_what_was_not_verified_has_no_chance(run: Run, tmp_path: Path) -> None:
 
 def test_a_traced_decoding_is_the_same_decoding(run: Run, tmp_path: Path) -> None:
     _, with_trace = traced(run, tmp_path)
-    assert with_trace == decode_tasks(run.target, decoded_with(run.parts), PROMPTS, CONFIG)
+    assert with_trace == decode_tasks(run.target, redecoded(run.parts), PROMPTS, CONFIG)
 
 
 def test_a_timeline_lays_the_steps_end_to_end(run: Run, tmp_path: Path) -> None:

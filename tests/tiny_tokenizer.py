@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -24,14 +26,22 @@ REWRITING_TEMPLATE = (
 
 
 def tokenizer(
-    *, chat_template: str | None = PLAIN_TEMPLATE, begin: bool = False
+    *,
+    chat_template: str | None = PLAIN_TEMPLATE,
+    begin: bool = False,
+    specials: Sequence[str] = (),
+    merges: Sequence[tuple[str, str]] = (),
 ) -> transformers.PreTrainedTokenizerFast:
-    """256 byte tokens, then the end, mask and begin tokens; ``begin`` puts one before every text."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({token: index for index, token in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    """256 byte tokens, then the end, mask and begin tokens; ``begin`` puts one before every text.
+
+    ``specials`` are more special tokens. ``merges`` join bytes, as ByteLevel writes them, into more tokens;
+    words are not told apart then, so that a merge may reach anywhere.
+    """
+    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
+    backend = Tokenizer(models.BPE({token: index for index, token in enumerate(alphabet)}, list(merges)))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not merges)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([END, MASK, BEGIN])
+    backend.add_special_tokens([END, MASK, BEGIN, *specials])
     if begin:
         backend.post_processor = processors.TemplateProcessing(
             single=f"{BEGIN} $A", special_tokens=[(BEGIN, backend.token_to_id(BEGIN))]

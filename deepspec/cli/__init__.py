@@ -17,6 +17,7 @@ from deepspec.cli import (
     check,
     compare,
     config,
+    data,
     doctor,
     evaluate,
     features,
@@ -70,6 +71,7 @@ app.command("check")(check.check)
 app.command("runs")(runs.runs)
 app.add_typer(plugins.app, name="plugins")
 app.add_typer(config.app, name="config")
+app.add_typer(data.app, name="data")
 app.command("doctor")(doctor.doctor)
 
 

@@ -23,12 +23,19 @@ def check(
         ),
     ],
     *,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a strategy, as in head.type=rnn; repeatable."
+        ),
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Prove on tiny targets that a strategy or part keeps the output's law; exit code 1 when it does not."""
     from deepspec.exact.check import check as run
+    from deepspec.layers import parse_sets
 
-    report = run(name)
+    report = run(name, changes=parse_sets(set_ or ()))
     if json:
         print_json(report.to_json())
     else:

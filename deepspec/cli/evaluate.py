@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import logging
+from typing import Annotated, Any
 
 import typer
 
@@ -29,6 +30,8 @@ from deepspec.cli.measuring import (
     joined,
 )
 from deepspec.cli.subject import OptionFlag, RunArgument, TargetFlag, UntrainedFlag, open_subject
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -67,7 +70,10 @@ def evaluate(
     quiet: QuietFlag = False,
     verbose: VerboseFlag = 0,
 ) -> None:
-    """Measure accepted length, acceptance per position, and speed against plain decoding."""
+    """Measure accepted length, acceptance per position, and speed against plain decoding.
+
+    What is measured by a run's own settings is kept in it, for `deepspec runs`.
+    """
     set_up_logging(quiet=quiet, verbose=verbose)
     import deepspec
     from deepspec.cli.results import result_table
@@ -100,6 +106,23 @@ def evaluate(
         trace=trace,
         timeline=timeline,
     )
+    if run is not None and not (given or task_file or set_):
+        _keep(run, report.to_json())
     if json:
         return print_json(report.to_json())
     return stdout().print(result_table(report))
+
+
+def _keep(run: str, report: dict[str, Any]) -> None:
+    """Put the report where training puts it, unless it is the shipped drafter or cannot be written."""
+    from pathlib import Path
+
+    from deepspec.paths import DEMO
+    from deepspec.runs import store_evaluation
+
+    if run == DEMO:
+        return
+    try:
+        store_evaluation(Path(run), report)
+    except OSError as error:
+        logger.warning("not kept for `deepspec runs`: %s", error)

@@ -1,4 +1,4 @@
-"""The flags that say how drafters are measured; ``eval`` and ``compare`` share them."""
+"""The flags that say how drafters are measured; ``eval``, ``calibrate`` and ``compare`` share them."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ def train(
         typer.Option(
             "--data",
             metavar="PATH",
-            help="JSONL file, folder or glob; repeatable. By default, shipped text that the demo target "
-            "wrote, or for another target the sources of installed packages.",
+            help="JSONL, JSON or Parquet file, folder or glob; repeatable. By default, shipped text that the "
+            "demo target wrote, or for another target the sources of installed packages.",
         ),
     ] = None,
     config: ConfigFlag = None,
@@ -54,6 +54,14 @@ def train(
         typer.Option("--out", metavar="FOLDER", help="Run folder; runs/<strategy>-<time> by default."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    init_from: Annotated[
+        str | None,
+        typer.Option(
+            "--init-from",
+            metavar="RUN",
+            help="Start from the drafter of a run folder or `demo`, by default with its strategy and target.",
+        ),
+    ] = None,
     device: DeviceFlag = None,
     target_device: TargetDeviceFlag = None,
     seed: Annotated[
@@ -77,6 +85,7 @@ def train(
         "target.trust_remote_code": trust_remote_code or None,
         "data.paths": tuple(data) if data else None,
         "train.num_steps": steps,
+        "train.init_from": init_from,
         "out": out,
         "device": device,
         "seed": seed,
@@ -117,7 +126,9 @@ def _settings(
             file = str(saved)
             # Trust is given on the command line alone: the folder may be somebody else's.
             flags = {**flags, "target.trust_remote_code": bool(flags["target.trust_remote_code"])}
-    settings = resolve(strategy, file=file, flags=flags, sets=sets).config()
+    settings = resolve(
+        strategy, file=file, flags=flags, sets=sets, run=None if resume else _origin(flags)
+    ).config()
     settings.strategy.check()
     return settings
 
@@ -147,6 +158,15 @@ def _estimate(settings: RunConfig, *, resume: bool, json: bool) -> None:
     return stdout().print(table(("training would take", ""), rows))
 
 
+def _origin(flags: dict[str, Any]) -> dict[str, Any] | None:
+    """Strategy and target of the run that ``--init-from`` names."""
+    if flags["train.init_from"] is None:
+        return None
+    from deepspec.train.initial import settings_of
+
+    return settings_of(flags["train.init_from"])
+
+
 def _train(settings: RunConfig, *, resume: bool, check_tasks: bool, quiet: bool) -> Run:
     from contextlib import nullcontext
 
@@ -168,7 +188,7 @@ def _train(settings: RunConfig, *, resume: bool, check_tasks: bool, quiet: bool)
 def _evaluate(run: Run, settings: RunConfig, *, quiet: bool) -> EvalReport:
     import deepspec
     from deepspec.resources import writing
-    from deepspec.runs import write_json
+    from deepspec.runs import store_evaluation
 
     if not run.target.is_whole:
         run = deepspec.load(
@@ -182,5 +202,5 @@ def _evaluate(run: Run, settings: RunConfig, *, quiet: bool) -> EvalReport:
     report = deepspec.evaluate(run, config=settings.eval, against_transformers=True)
     path = run.path / "eval.json"
     with writing(path, lambda: f"the run is whole; measure it again with: deepspec eval {run.path}"):
-        write_json(path, report.to_json())
+        store_evaluation(run.path, report.to_json())
     return report

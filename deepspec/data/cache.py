@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Grows when the same text and tokenizer come to other tokens.
-_FORMAT = 1
+_FORMAT = 2
 _DTYPES = {
     "tokens": torch.int32,
     "supervised": torch.bool,
@@ -39,13 +39,15 @@ _DTYPES = {
 
 
 def tokenize_once(
-    examples: Sequence[Example],
+    examples: Iterable[Example],
     tokenizer: PreTrainedTokenizerBase,
     *,
     sequence_length: int,
     reserved_token_ids: Sequence[int] = (),
 ) -> TokenizedCorpus:
     """What :func:`tokenize` makes of the same arguments, from the cache when it is there; the same errors.
+
+    The examples are gone through twice, first to look for them in the cache, so files are not held in memory.
 
     Tokenizers without a tokenizer.json do not say all that they do, so theirs is never cached.
     """
@@ -62,7 +64,7 @@ def tokenize_once(
 
 
 def _place(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, settings: tuple[object, ...]
+    examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, settings: tuple[object, ...]
 ) -> Path:
     kind = type(tokenizer)
     own = (kind.__module__, kind.__qualname__, tokenizer.eos_token_id, tokenizer.chat_template)

@@ -9,7 +9,7 @@ one document a turn, each being what the target would really have seen.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +58,13 @@ def marks_assistant(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def marked_tokens(example: ChatExample, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
     """Tokens and supervised mask of a conversation under a template that marks the assistant's tokens."""
-    conversation = [message.as_dict() for message in example.messages]
     encoded = _apply(
-        tokenizer, conversation, example.source, return_dict=True, return_assistant_tokens_mask=True
+        tokenizer,
+        example.messages,
+        example.source,
+        tools=example.tools,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
     )
     return list(encoded["input_ids"]), [bool(flag) for flag in encoded["assistant_masks"]]
 
@@ -71,10 +75,10 @@ def render_chat(example: ChatExample, tokenizer: PreTrainedTokenizerBase) -> lis
     text = ""
     spans: tuple[tuple[int, int], ...] = ()
     for index, message in enumerate(example.messages):
-        if message.role != "assistant" or not message.content:
+        if not message.is_reply:
             continue
-        before = render(example.messages[:index], tokenizer, example.source, add_generation_prompt=True)
-        after = render(example.messages[: index + 1], tokenizer, example.source)
+        before = prompt_text(example, index, tokenizer)
+        after = render(example.messages[: index + 1], tokenizer, example.source, tools=example.tools)
         if not after.startswith(before):
             raise DataError(
                 f"{example.source}: message {index + 1}: the chat template does not continue its own "
@@ -90,9 +94,16 @@ def render_chat(example: ChatExample, tokenizer: PreTrainedTokenizerBase) -> lis
     return documents
 
 
+def prompt_text(example: ChatExample, index: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the target sees when it is to write message ``index`` (from 0)."""
+    return render(
+        example.messages[:index], tokenizer, example.source, tools=example.tools, add_generation_prompt=True
+    )
+
+
 def _turn_end(text: str, start: int, content: str) -> int:
     # What a template writes after its end-of-turn token (a line break) is never generated.
-    found = text.rfind(content, start)
+    found = text.rfind(content, start) if content else -1
     return max(len(text.rstrip()), found + len(content) if found >= 0 else 0)
 
 
@@ -101,14 +112,13 @@ def render(
     tokenizer: PreTrainedTokenizerBase,
     source: str,
     *,
+    tools: Sequence[Mapping[str, Any]] = (),
     add_generation_prompt: bool = False,
 ) -> str:
     """The chat template's text; raises DataError with the template's own complaint."""
     require_template(tokenizer, source)
-    conversation = [message.as_dict() for message in messages]
-    return str(
-        _apply(tokenizer, conversation, source, tokenize=False, add_generation_prompt=add_generation_prompt)
-    )
+    options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+    return str(_apply(tokenizer, messages, source, tools=tools, **options))
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[int, ...]:
@@ -120,19 +130,30 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[int,
 
 
 def encode_chat(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, source: str = "prompt"
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    source: str = "prompt",
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[int, ...]:
     """Tokens of a conversation that the assistant is to continue."""
-    text = render(messages, tokenizer, source, add_generation_prompt=True)
+    text = render(messages, tokenizer, source, tools=tools, add_generation_prompt=True)
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _apply(
-    tokenizer: PreTrainedTokenizerBase, conversation: list[dict[str, str]], source: str, **options: bool
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    source: str,
+    *,
+    tools: Sequence[Mapping[str, Any]],
+    **options: bool,
 ) -> Any:
     from jinja2 import TemplateError
 
+    conversation = [message.as_dict() for message in messages]
     try:
-        return tokenizer.apply_chat_template(conversation, **options)
-    except (TemplateError, ValueError) as error:
-        raise DataError(f"{source}: the chat template refuses the messages: {error}") from error
+        return tokenizer.apply_chat_template(conversation, tools=list(tools) or None, **options)
+    except (TemplateError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{source}: the chat template refuses the messages: {reason}") from error

@@ -7,23 +7,19 @@ text goes by document, so no document is on both sides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from deepspec.data import chat
-from deepspec.data.examples import ChatExample, Example, TextExample
+from deepspec.data.documents import Document, documents
+from deepspec.data.examples import Example
 from deepspec.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# Documents handed to the tokenizer at once: enough to use its threads, few enough to bound the memory.
-_CHUNK = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,15 +59,8 @@ class TokenizedCorpus:
         return TokenizedCorpus(self.tokens[places], self.supervised[places], ends, self.documents[pieces])
 
 
-@dataclass(frozen=True, eq=False)
-class _Document:
-    source: str
-    tokens: Tensor  # int32
-    supervised: Tensor  # bool
-
-
 def tokenize(
-    examples: Sequence[Example],
+    examples: Iterable[Example],
     tokenizer: PreTrainedTokenizerBase,
     *,
     sequence_length: int,
@@ -79,6 +68,7 @@ def tokenize(
 ) -> TokenizedCorpus:
     """Tokenise examples and cut them into pieces of at most ``sequence_length`` tokens.
 
+    Examples can be gone through again, and are, to name them when none of them is of use.
     Text is closed by the tokenizer's end token, supervised; so is a response. One that is not complete is
     not. Pieces in which nothing can be learned (no supervised token after another token) are left out.
 
@@ -90,7 +80,7 @@ def tokenize(
     tokens: list[Tensor] = []
     supervised: list[Tensor] = []
     owners: list[int] = []
-    for number, document in enumerate(_documents(examples, tokenizer)):
+    for number, document in enumerate(documents(examples, tokenizer)):
         _check_reserved(document, tokenizer, reserved_token_ids)
         for start in range(0, len(document.tokens), sequence_length):
             piece = slice(start, start + sequence_length)
@@ -99,13 +89,25 @@ def tokenize(
                 supervised.append(document.supervised[piece])
                 owners.append(number)
     if not tokens:
-        where = f" ({examples[0].source} and on)" if examples else ""
+        sources = [example.source for example in examples]
+        where = f" ({sources[0]} and on)" if sources else ""
         raise DataError(
-            f"no token is supervised in {len(examples)} examples{where}; "
+            f"no token is supervised in {len(sources)} examples{where}; "
             "give texts or responses of several tokens"
         )
     ends = torch.tensor([len(piece) for piece in tokens]).cumsum(0)
     return TokenizedCorpus(torch.cat(tokens), torch.cat(supervised), ends, torch.tensor(owners))
+
+
+def joined(one: TokenizedCorpus, other: TokenizedCorpus) -> TokenizedCorpus:
+    """The pieces of both, those of ``one`` first; a document that is in both counts as two."""
+    documents = other.documents + (int(one.documents.max()) + 1 if one.num_pieces else 0)
+    return TokenizedCorpus(
+        torch.cat([one.tokens, other.tokens]),
+        torch.cat([one.supervised, other.supervised]),
+        torch.cat([one.ends, other.ends + one.num_tokens]),
+        torch.cat([one.documents, documents]),
+    )
 
 
 def split_held_out(
@@ -130,7 +132,7 @@ def split_held_out(
 
 
 def _check_reserved(
-    document: _Document, tokenizer: PreTrainedTokenizerBase, reserved_token_ids: Sequence[int]
+    document: Document, tokenizer: PreTrainedTokenizerBase, reserved_token_ids: Sequence[int]
 ) -> None:
     for reserved in reserved_token_ids:
         if bool((document.tokens == reserved).any()):
@@ -139,90 +141,3 @@ def _check_reserved(
                 f"{document.source}: the text uses the token {token!r} (id {reserved}), to which the drafter "
                 "gives a meaning of its own; remove it from the text, or give the drafter another"
             )
-
-
-def _documents(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[_Document]:
-    for start in range(0, len(examples), _CHUNK):
-        for is_chat, group in groupby(
-            examples[start : start + _CHUNK], key=lambda e: isinstance(e, ChatExample)
-        ):
-            if is_chat:
-                yield from _chat_documents([e for e in group if isinstance(e, ChatExample)], tokenizer)
-            else:
-                yield from _encode([_render(e) for e in group if not isinstance(e, ChatExample)], tokenizer)
-
-
-def _chat_documents(
-    examples: Sequence[ChatExample], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[_Document]:
-    chat.require_template(tokenizer, examples[0].source)
-    if not chat.marks_assistant(tokenizer):
-        yield from _encode(
-            [doc for example in examples for doc in chat.render_chat(example, tokenizer)], tokenizer
-        )
-        return
-    for example in examples:
-        ids, mask = chat.marked_tokens(example, tokenizer)
-        yield _Document(
-            example.source, torch.tensor(ids, dtype=torch.int32), torch.tensor(mask, dtype=torch.bool)
-        )
-
-
-def _render(example: Example) -> chat.Rendered:
-    assert not isinstance(example, ChatExample)
-    if isinstance(example, TextExample):
-        text, start = example.text, 0
-    else:
-        text, start = example.prompt + example.response, len(example.prompt)
-    spans = ((start, len(text)),)
-    return chat.Rendered(example.source, text, spans, is_templated=False, is_complete=example.is_complete)
-
-
-def _encode(rendered: Sequence[chat.Rendered], tokenizer: PreTrainedTokenizerBase) -> Iterator[_Document]:
-    """Tokenise documents of one kind; a token is supervised when its last character lies in a span."""
-    is_partial = any(item.spans != ((0, len(item.text)),) for item in rendered)
-    if is_partial and not tokenizer.is_fast:
-        raise DataError(
-            f"{rendered[0].source}: {type(tokenizer).__name__} does not say which characters a token "
-            'stands for; use a tokenizer with a tokenizer.json, or give {"text"} only'
-        )
-    is_templated = rendered[0].is_templated
-    encoded = tokenizer(
-        [item.text for item in rendered],
-        add_special_tokens=not is_templated,
-        return_special_tokens_mask=not is_templated,
-        return_offsets_mapping=is_partial,
-        return_attention_mask=False,
-        verbose=False,
-    )
-    for index, item in enumerate(rendered):
-        ids: list[int] = encoded["input_ids"][index]
-        if is_partial:
-            mask = [_inside(end, item.spans) for _, end in encoded["offset_mapping"][index]]
-        else:
-            mask = [True] * len(ids)
-        if not is_templated:
-            added = encoded["special_tokens_mask"][index]
-            ids, mask = _closed(ids, mask, added, tokenizer.eos_token_id, is_complete=item.is_complete)
-        yield _Document(
-            item.source, torch.tensor(ids, dtype=torch.int32), torch.tensor(mask, dtype=torch.bool)
-        )
-
-
-def _inside(end: int, spans: Sequence[tuple[int, int]]) -> bool:
-    return any(start < end <= stop for start, stop in spans)
-
-
-def _closed(
-    ids: list[int], mask: list[bool], added: Sequence[int], end_id: int | None, *, is_complete: bool
-) -> tuple[list[int], list[bool]]:
-    """A complete document with its end token, supervised, another without one.
-
-    Other tokens that the tokenizer added are not text.
-    """
-    mask = [flag and not extra for flag, extra in zip(mask, added, strict=True)]
-    if end_id is None:
-        return ids, mask
-    if ids and added[-1] and ids[-1] == end_id:
-        ids, mask = ids[:-1], mask[:-1]
-    return ([*ids, end_id], [*mask, True]) if is_complete else (ids, mask)

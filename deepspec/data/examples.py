@@ -1,24 +1,25 @@
-"""Reads JSONL examples: ``{"text"}``, ``{"prompt", "response"}`` or ``{"messages"}``, one object a line.
+"""Examples, and the objects they are read from: ``{"text"}``, ``{"prompt", "response"}`` or ``{"messages"}``.
 
-The first two may have ``"complete": false``: the text was cut off, so nothing says that it ends there.
-A path is a file, a folder (its ``*.jsonl``, at any depth) or a glob. Whatever cannot be used raises
-:class:`~deepspec.errors.DataError` with ``file:line``; nothing is skipped silently except blank lines.
+The first two may have ``"complete": false``: the text was cut off, so nothing says that it ends there. The
+last may have ``"tools"``, and its messages what templates know of tools and reasoning. Whatever cannot be
+used raises :class:`~deepspec.errors.DataError` with its source; nothing is skipped silently.
 """
 
 from __future__ import annotations
 
-import glob
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from deepspec.errors import DataError
 
 FORMS = '{"text"}, {"prompt", "response"} or {"messages"}'
 _COMPLETE = "complete"
-_GLOB_CHARACTERS = frozenset("*?[")
-_MESSAGE_KEYS = frozenset({"role", "content"})
+_TOOLS = "tools"
+_CALLS = "tool_calls"
+#: What a message may have beside its role and content, and templates read.
+_MESSAGE_TEXTS = frozenset({"name", "reasoning_content", "tool_call_id"})
+_MESSAGE_KEYS = frozenset({"role", "content", _CALLS, *_MESSAGE_TEXTS})
 
 
 @dataclass(frozen=True)
@@ -42,92 +43,39 @@ class ResponseExample:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    ``extra`` holds what it has beside role and content: ``tool_calls`` (a list of objects), and the texts
+    ``tool_call_id``, ``name`` and ``reasoning_content``.
+    """
 
     role: str
     content: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, str]:
+    @property
+    def is_reply(self) -> bool:
+        """Whether the assistant says or calls something here, which is supervised."""
+        return self.role == "assistant" and bool(self.content or self.extra.get(_CALLS))
+
+    def as_dict(self) -> dict[str, Any]:
         """The form that chat templates take."""
-        return {"role": self.role, "content": self.content}
+        return {"role": self.role, "content": self.content, **self.extra}
 
 
 @dataclass(frozen=True)
 class ChatExample:
-    """A conversation for the tokenizer's chat template; the assistant's turns are supervised."""
+    """A conversation for the tokenizer's chat template; the assistant's turns are supervised.
+
+    ``tools`` are the descriptions of tools that the template shows the assistant.
+    """
 
     source: str
     messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 Example = TextExample | ResponseExample | ChatExample
-
-
-def read_examples(paths: str | Path | Sequence[str | Path]) -> list[Example]:
-    """All examples of files, folders and globs, in the order given, a folder's files by name."""
-    return [
-        parse_example(record, source)
-        for file in example_files(paths)
-        for source, record in read_records(file)
-    ]
-
-
-def example_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The files that ``paths`` name, each once; raises DataError for a path that names none."""
-    given = [paths] if isinstance(paths, str | Path) else list(paths)
-    if not given:
-        raise DataError("no data was given; name a JSONL file, a folder of them, or a glob")
-    return list(dict.fromkeys(file for path in given for file in _expand(str(path))))
-
-
-def _expand(path: str) -> list[Path]:
-    here = Path(path).expanduser()
-    if here.is_dir():
-        found = sorted(here.rglob("*.jsonl"))
-        if not found:
-            raise DataError(f"{path}: the folder holds no .jsonl file; each line of one is {FORMS}")
-        return found
-    if here.exists():
-        return [here]
-    if _GLOB_CHARACTERS.isdisjoint(path):
-        raise DataError(f"{path}: no such file or folder")
-    # Path.glob refuses absolute patterns.
-    matches = [Path(match) for match in sorted(glob.glob(str(here), recursive=True))]  # noqa: PTH207
-    files = [match for match in matches if match.is_file()]
-    if not files:
-        raise DataError(f"{path}: the glob matches no file (in quotes, ** also enters folders)")
-    return files
-
-
-def read_records(file: Path) -> Iterator[tuple[str, dict[str, object]]]:
-    """The objects of a JSONL file, each with its ``file:line``."""
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
-    is_empty = True
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        is_empty = False
-        source = f"{file}:{number}"
-        yield source, _parse_line(line, source)
-    if is_empty:
-        raise DataError(f"{file}: the file is empty; each line is {FORMS}")
-
-
-def _parse_line(line: bytes, source: str) -> dict[str, object]:
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{source}: not UTF-8 (byte {error.start + 1} of the line)") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{source}: not JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise DataError(f"{source}: not usable JSON: nested too deeply") from error
-    if not isinstance(record, dict):
-        raise DataError(f"{source}: a line is one object, {FORMS}; this one is {_kind(record)}")
-    return record
 
 
 def parse_example(record: dict[str, object], source: str) -> Example:
@@ -139,49 +87,77 @@ def parse_example(record: dict[str, object], source: str) -> Example:
         prompt = text_field(record, "prompt", source, may_be_empty=True)
         response = text_field(record, "response", source)
         return ResponseExample(source, prompt, response, _is_complete(record, source))
-    if keys == {"messages"}:
+    if keys - {_TOOLS} == {"messages"}:
         messages = parse_messages(record["messages"], source)
-        if not any(message.role == "assistant" and message.content for message in messages):
+        if not any(message.is_reply for message in messages):
             raise DataError(
                 f'{source}: no message has the role "assistant" and some content, so nothing is supervised'
             )
-        return ChatExample(source, messages)
+        return ChatExample(source, messages, _objects(record, _TOOLS, source))
     given = ", ".join(f'"{key}"' for key in sorted(keys)) or "none"
     raise DataError(
-        f'{source}: the keys must be exactly {FORMS}, the first two with an optional "{_COMPLETE}"; '
-        f"given: {given}"
+        f'{source}: the keys must be exactly {FORMS}, the first two with an optional "{_COMPLETE}", '
+        f'the last with an optional "{_TOOLS}"; given: {given}'
     )
 
 
 def _is_complete(record: dict[str, object], source: str) -> bool:
     value = record.get(_COMPLETE, True)
     if not isinstance(value, bool):
-        raise DataError(f'{source}: "{_COMPLETE}" must be true or false, not {_kind(value)}')
+        raise DataError(f'{source}: "{_COMPLETE}" must be true or false, not {kind_of(value)}')
     return value
 
 
+def as_record(example: Example) -> dict[str, Any]:
+    """The object that :func:`parse_example` reads as this example."""
+    if isinstance(example, ChatExample):
+        messages = [message.as_dict() for message in example.messages]
+        return {"messages": messages, **({_TOOLS: list(example.tools)} if example.tools else {})}
+    cut = {} if example.is_complete else {_COMPLETE: False}
+    if isinstance(example, TextExample):
+        return {"text": example.text, **cut}
+    return {"prompt": example.prompt, "response": example.response, **cut}
+
+
 def parse_messages(value: object, source: str) -> tuple[Message, ...]:
-    """A conversation; raises DataError unless it is a list of ``{"role", "content"}`` texts."""
+    """A conversation; raises DataError unless it is a list of messages, each with a role and content."""
     if not isinstance(value, list) or not value:
-        raise DataError(f'{source}: "messages" must be a list of messages, not {_kind(value)}')
-    messages = []
-    for number, item in enumerate(value, start=1):
-        where = f"{source}: message {number}"
-        if not isinstance(item, dict):
-            raise DataError(f'{where} must be {{"role", "content"}}, not {_kind(item)}')
-        if set(item) != _MESSAGE_KEYS:
-            given = ", ".join(f'"{key}"' for key in sorted(item)) or "none"
-            raise DataError(f'{where} must have exactly the keys "role" and "content"; given: {given}')
-        role = text_field(item, "role", where)
-        messages.append(Message(role, text_field(item, "content", where, may_be_empty=True)))
-    return tuple(messages)
+        raise DataError(f'{source}: "messages" must be a list of messages, not {kind_of(value)}')
+    return tuple(
+        _parse_message(item, f"{source}: message {number}") for number, item in enumerate(value, start=1)
+    )
 
 
-def text_field(record: dict[str, object], key: str, source: str, *, may_be_empty: bool = False) -> str:
+def _parse_message(item: object, where: str) -> Message:
+    if not isinstance(item, dict):
+        raise DataError(f'{where} must be {{"role", "content"}}, not {kind_of(item)}')
+    calls = _objects(item, _CALLS, where)
+    values = {**item, "content": ""} if calls and item.get("content") is None else item
+    if not {"role", "content"} <= set(values) <= _MESSAGE_KEYS:
+        given = ", ".join(f'"{key}"' for key in sorted(item)) or "none"
+        others = ", ".join(f'"{key}"' for key in sorted(_MESSAGE_KEYS - {"role", "content"}))
+        raise DataError(f'{where} must have "role" and "content", and may have {others}; given: {given}')
+    extra: dict[str, Any] = {
+        key: text_field(values, key, where, may_be_empty=True) for key in values if key in _MESSAGE_TEXTS
+    }
+    if calls:
+        extra[_CALLS] = list(calls)
+    content = text_field(values, "content", where, may_be_empty=True)
+    return Message(text_field(values, "role", where), content, extra)
+
+
+def _objects(record: Mapping[str, object], key: str, source: str) -> tuple[dict[str, Any], ...]:
+    value = record.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise DataError(f'{source}: "{key}" must be a list of objects')
+    return tuple(value)
+
+
+def text_field(record: Mapping[str, object], key: str, source: str, *, may_be_empty: bool = False) -> str:
     """A field that must be text; raises DataError naming it otherwise."""
     value = record.get(key)
     if not isinstance(value, str):
-        raise DataError(f'{source}: "{key}" must be text, not {_kind(value)}')
+        raise DataError(f'{source}: "{key}" must be text, not {kind_of(value)}')
     if not value and not may_be_empty:
         raise DataError(f'{source}: "{key}" is empty')
     try:
@@ -193,7 +169,8 @@ def text_field(record: dict[str, object], key: str, source: str, *, may_be_empty
     return value
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a JSON value is, in words for errors."""
     names = {
         dict: "an object",
         list: "a list",

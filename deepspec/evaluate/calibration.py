@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from deepspec.calibrators.measures import (
     area_under_curve,
@@ -24,12 +23,15 @@ from deepspec.calibrators.measures import (
 from deepspec.composed import Composed, opened
 from deepspec.config import EvalConfig
 from deepspec.errors import ConfigError, DataError
-from deepspec.evaluate.measure import decode_tasks, decoded_with, needs_memory, task_names
+from deepspec.evaluate.measure import decode_tasks, needs_memory, task_names
 from deepspec.evaluate.tasks import collect_prompts
+from deepspec.plugins import create_plugin_manager
+from deepspec.redecoding import redecoded
 from deepspec.resources import memory
 from deepspec.rounds import CalibrationRounds, Floats
 from deepspec.trace import Trace, TraceHeader, read_trace
 from deepspec.train.assemble import for_decoding
+from deepspec.train.confidence import check_trained
 
 if TYPE_CHECKING:
     from deepspec.interfaces import Calibrator
@@ -47,7 +49,7 @@ class CalibrationReport:
     """A fitted calibrator, and how it does on rounds that it was not fitted to; one number a position.
 
     Attributes:
-        options: those of the calibrator that were fitted.
+        options: the calibrator's, those that were fitted among them.
         header: what the rounds were decoded with, and so what they hold for.
         num_fitted, num_rounds: rounds fitted to, and measured.
         ece_before, ece_after: of the survival, by the confidence alone and calibrated, as fractions.
@@ -147,14 +149,24 @@ def calibrate(
             f"chances are those of the token rule and the verifier is {parts.verifier.name!r}; give "
             "--set verifier.type=token, or leave --soft out"
         )
-    name = calibrator or (DEFAULT if parts.calibrator.name == "identity" else parts.calibrator.name)
-    whole = decoded_with(parts, policy="fixed", calibrator=name)
+    check_trained(parts, create_plugin_manager(), "a calibrator")
+    whole = verifying_all(parts, calibrator)
     settings = config or loaded.config.eval
     if trace is None:
         found = decode_whole(model, whole, settings, task_names(tasks, task_files, settings))
     else:
         found = _fitting(read_trace(trace), model, whole, trace)
     return fit_and_measure(found, whole.calibrator, soft=soft)
+
+
+def verifying_all(parts: Parts, calibrator: str | None = None) -> Parts:
+    """Parts whose rounds can be fitted to, with this calibrator, their own, or the default.
+
+    Raises ConfigError for an unknown calibrator.
+    """
+    own = parts.calibrator.name
+    name = calibrator or (DEFAULT if own == "identity" else own)
+    return redecoded(parts, policy="fixed", **({} if name == own else {"calibrator": name}))
 
 
 def decode_whole(target: Target, parts: Parts, config: EvalConfig, tasks: Sequence[str]) -> Trace:
@@ -184,18 +196,12 @@ def _fitting(trace: Trace, target: Target, parts: Parts, path: str | Path) -> Tr
     return trace
 
 
-def full_length(trace: Trace) -> NDArray[np.bool_]:
-    """Which rounds verified G tokens."""
-    found: NDArray[np.bool_] = trace.columns["verified"] == trace.header.draft_length
-    return found
-
-
 def fit_and_measure(trace: Trace, calibrator: Calibrator, *, soft: bool = False) -> CalibrationReport:
     """Fit to the full rounds of every second request and measure on the others'.
 
     Raises ConfigError when there is nothing to fit, DataError when there are too few rounds.
     """
-    whole = full_length(trace) & ~np.isnan(trace.confidence).any(axis=1)
+    whole = (trace.columns["verified"] == trace.header.draft_length) & ~np.isnan(trace.confidence).any(axis=1)
     # Requests are told apart within a task, and numbered from 0 in each.
     for_fit = trace.columns["request_id"] % 2 == 0
     to_fit, others = trace.rounds(soft=soft)[whole & for_fit], trace.rounds()[whole & ~for_fit]
@@ -205,8 +211,9 @@ def fit_and_measure(trace: Trace, calibrator: Calibrator, *, soft: bool = False)
         raise ConfigError(
             f"calibrator {calibrator.name!r} has nothing to fit; give one that has, such as {DEFAULT}"
         )
-    cls, own = type(calibrator), calibrator.config.model_dump(exclude_unset=True)
-    fitted = cls(cls.Config.model_validate({**own, **options}), calibrator.context)
+    options = {**calibrator.config.model_dump(exclude_unset=True), **options}
+    cls = type(calibrator)
+    fitted = cls(cls.Config.model_validate(options), calibrator.context)
     before, after = others.conditional(), _applied(fitted, others)
     survived_before, survived = before.cumprod(axis=1), after.cumprod(axis=1)
     return CalibrationReport(

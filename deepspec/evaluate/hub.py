@@ -6,11 +6,11 @@ Only prompts are taken; nothing here grades answers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from deepspec.data.sources import quiet_retries
 from deepspec.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def load_texts(source: HubSource, task: str) -> list[str]:
 
     log.info("task %s: loading %s", task, source.dataset)
     try:
-        with _quiet_retries():
+        with quiet_retries():
             rows = datasets.load_dataset(source.dataset, source.config, split=source.split)
         return [source.prompt(row) for row in rows]
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -63,15 +63,3 @@ def load_texts(source: HubSource, task: str) -> list[str]:
             f"({type(error).__name__}: {reason}); give prompts of your own with "
             f"--task-file {task}=FILE.jsonl, or {task}=FILE.jsonl in eval.tasks"
         ) from error
-
-
-@contextmanager
-def _quiet_retries() -> Iterator[None]:
-    """The hub's client announces each retry; the one error at the end says it all."""
-    client = logging.getLogger("huggingface_hub")
-    level = client.level
-    client.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        client.setLevel(level)

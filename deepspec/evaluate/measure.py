@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,6 +23,7 @@ from deepspec.evaluate.speed import Speed, measure_speed
 from deepspec.evaluate.tasks import Prompts, collect_prompts, spread
 from deepspec.kernels import backend_for
 from deepspec.plugins import create_plugin_manager, round_observer
+from deepspec.redecoding import redecoded
 from deepspec.resources import memory, writing
 from deepspec.runs import Run, write_json
 from deepspec.strategy import Parts, Strategy
@@ -71,7 +71,7 @@ def evaluate(
     loaded = opened(run, target=target)
     settings = config or loaded.config.eval
     model, parts = loaded.target, for_decoding(loaded.parts, loaded.target)
-    other = None if against_verifier is None else decoded_with(parts, verifier=against_verifier)
+    other = None if against_verifier is None else redecoded(parts, verifier=against_verifier)
     prompts = collect_prompts(task_names(tasks, task_files, settings), model, settings)
     everything = [prompt for found in prompts.values() for prompt in found]
     with memory(lambda: needs_memory(settings)):
@@ -87,17 +87,6 @@ def evaluate(
         if other is None:
             return report
         return replace(report, verifier_gain=_gain(model, other, by_task, prompts, settings))
-
-
-def decoded_with(parts: Parts, **changes: Any) -> Parts:
-    """The same drafter and head with another calibrator, policy or verifier, as ``Strategy.replace`` has it.
-
-    Raises ConfigError when nobody registered one of that name.
-    """
-    strategy = parts.strategy.replace(**changes)
-    found = strategy.check()
-    made = {kind: found[kind][0](found[kind][1], parts.verifier.context) for kind in changes}
-    return replace(parts, strategy=strategy, **made)
 
 
 def _gain(

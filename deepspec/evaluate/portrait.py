@@ -19,13 +19,15 @@ from deepspec.calibrators.measures import NUM_BINS
 from deepspec.config import EvalConfig
 from deepspec.curves import SpsCurve
 from deepspec.errors import DataError
-from deepspec.evaluate.calibration import CalibrationReport, decode_whole, fit_and_measure, full_length
-from deepspec.evaluate.measure import decoded_with, evaluate, task_names
+from deepspec.evaluate.calibration import CalibrationReport, decode_whole, fit_and_measure, verifying_all
+from deepspec.evaluate.measure import evaluate, task_names
 from deepspec.evaluate.report import SCHEMA, EvalReport
 from deepspec.interfaces import Calibrator
+from deepspec.redecoding import redecoded
 from deepspec.rounds import CalibrationRounds, Floats
 from deepspec.runs import Run
 from deepspec.simulate import RecordedAcceptance, Workload, build_policy, closed_loop, serve
+from deepspec.simulate.recorded import rounds_of
 from deepspec.trace import Trace
 from deepspec.train.assemble import for_decoding
 
@@ -108,14 +110,13 @@ def portray(
     evaluation = evaluate(run, tasks=tasks, task_files=task_files, config=settings)
     logger.info("%s: rounds of full length", name)
     parts = for_decoding(run.parts, run.target)
-    calibrator = parts.calibrator.name if parts.calibrator.name != "identity" else "sequential"
-    whole = decoded_with(parts, policy="fixed", calibrator=calibrator)
+    whole = verifying_all(parts)
     trace = decode_whole(run.target, whole, settings, task_names(tasks, task_files, settings))
     calibration = _calibration(trace, whole.calibrator, name)
-    rounds, conditional = _rounds(trace), None
+    conditional = None
     if calibration is not None:
-        fitted = decoded_with(parts, calibrator={"type": calibrator, **calibration.options}).calibrator
-        conditional = _conditional(fitted, rounds)
+        options = {"type": calibration.calibrator, **calibration.options}
+        conditional = _conditional(redecoded(parts, calibrator=options).calibrator, trace.confidence)
     logger.info("%s: simulated load", name)
     return Portrait(
         name=name,
@@ -123,7 +124,7 @@ def portray(
         config=run.config.model_dump(mode="json"),
         evaluation=evaluation,
         calibration=calibration,
-        reliability=None if conditional is None else _both(rounds, conditional),
+        reliability=None if conditional is None else _both(trace.rounds(), conditional),
         sweep=[] if conditional is None else _sweep(trace, conditional),
         curve=curve,
         loads=_loads(trace, conditional, curve),
@@ -142,13 +143,9 @@ def _calibration(trace: Trace, calibrator: Calibrator, name: str) -> Calibration
         return None
 
 
-def _rounds(trace: Trace) -> CalibrationRounds:
-    return trace.rounds()[full_length(trace)]
-
-
-def _conditional(calibrator: Calibrator, rounds: CalibrationRounds) -> Floats:
+def _conditional(calibrator: Calibrator, confidence: Floats) -> Floats:
     with torch.no_grad():
-        found: Floats = calibrator.conditional(torch.from_numpy(rounds.confidence)).double().numpy()
+        found: Floats = calibrator.conditional(torch.from_numpy(confidence)).double().numpy()
     return found
 
 
@@ -174,7 +171,7 @@ def _bins(predicted: Floats, happened: Floats) -> dict[str, list[float]]:
 
 def _sweep(trace: Trace, conditional: Floats) -> list[dict[str, float]]:
     """What verifying up to the first confidence below a threshold would have verified and gained."""
-    accepted = trace.columns["accepted"][full_length(trace)]
+    accepted = trace.columns["accepted"]
     found = []
     for threshold in THRESHOLDS:
         lengths = np.logical_and.accumulate(conditional >= threshold, axis=1).sum(axis=1)
@@ -190,8 +187,7 @@ def _sweep(trace: Trace, conditional: Floats) -> list[dict[str, float]]:
 
 def _loads(trace: Trace, conditional: Floats | None, curve: SpsCurve) -> list[dict[str, Any]]:
     """Policies under closed-loop load of 1, 2, 4, .. requests, as many as the curve was measured for."""
-    accepted = trace.columns["accepted"][full_length(trace)]
-    chances = np.ones((len(accepted), trace.header.draft_length)) if conditional is None else conditional
+    rounds = rounds_of(trace, np.ones_like(trace.confidence) if conditional is None else conditional)
     workload = Workload({"chat": 1.0}, prompt_tokens=64, output_tokens=128)
     concurrencies = [2**n for n in range((curve.num_requests or 16).bit_length())]
     found = []
@@ -201,7 +197,7 @@ def _loads(trace: Trace, conditional: Floats | None, curve: SpsCurve) -> list[di
             served = serve(
                 build_policy(name, trace.header.draft_length),
                 curve,
-                RecordedAcceptance(chances, accepted, seed=0),
+                RecordedAcceptance(rounds, concurrency, seed=0),
                 closed_loop(workload, 64 * concurrency, seed=0),
                 num_slots=concurrency,
                 num_steps=SIMULATED_STEPS,

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from deepspec.data.chat import encode_chat, encode_prompt
-from deepspec.data.examples import Message, parse_messages, read_records, text_field
+from deepspec.data.examples import Message, parse_messages, text_field
+from deepspec.data.rows import read_rows
 from deepspec.errors import ConfigError, DataError, TargetError
 from deepspec.evaluate import hub
 from deepspec.interfaces import Part
@@ -143,11 +144,11 @@ def collect_prompts(names: Sequence[str], target: Target, config: EvalConfig) ->
 
 
 def file_prompts(file: Path, tokenizer: PreTrainedTokenizerBase, num_prompts: int) -> Prompts:
-    """Prompts of a JSONL file: raw ``{"prompt"}`` or ``{"messages"}`` for the chat template.
+    """Prompts of a JSONL, JSON or Parquet file: raw ``{"prompt"}`` or ``{"messages"}`` for the chat template.
 
     Raises DataError with ``file:line`` for anything else.
     """
-    records = list(read_records(file))
+    records = list(read_rows(file))
     return [_encode(record, source, tokenizer) for source, record in spread(records, num_prompts)]
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -89,16 +89,22 @@ def check_part(part: type[Part] | str) -> Report:
     return _run(Subject(_composition(kind, name, manager), manager), name)
 
 
-def check(name: str) -> Report:
-    """Every property of the strategy or part of this name; raises ConfigError when there is none."""
+def check(name: str, *, changes: Mapping[str, Any] | None = None) -> Report:
+    """Every property of the strategy or part of this name.
+
+    ``changes`` are a strategy's, as :meth:`Strategy.replace` has them. Raises ConfigError for an unknown
+    name, for changes of a part, and for those that do not fit.
+    """
     manager = create_plugin_manager()
     strategies = list_strategies(manager)
     if name in strategies:
-        return check_strategy(strategies[name], manager)
+        return check_strategy(strategies[name].replace(**(changes or {})), manager)
     wanted = name.rpartition(":")[2]
     if all(part.name != wanted for part in list_parts(manager)):
         parts = [part for kind in PART_KINDS for part in part_names(manager, kind)]
         raise ConfigError(f"unknown strategy or part {name!r}; {nearest(wanted, {*strategies, *parts})}")
+    if changes:
+        raise ConfigError(f"{name!r} is a part, so {next(iter(changes))!r} cannot be set; give a strategy")
     return check_part(name)
 
 

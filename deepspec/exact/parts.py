@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deepspec.exact.toy import ToyTarget
-from deepspec.interfaces import BuildContext, Drafter, PartConfig, Readout, TokenId
+from deepspec.interfaces import BuildContext, Drafter, PartConfig, Readout, TokenCount, TokenId
 from deepspec.nn import SlotStore
 from deepspec.strategy import Parts, Strategy
 from deepspec.types import AnchorBlocks, Anchors, Extension, Features, TokenBatch
@@ -79,14 +79,16 @@ class ToyDrafter(Drafter[_Unrolled]):
 def for_vocabulary(
     strategy: Strategy, vocab_size: int, manager: pluggy.PluginManager | None = None
 ) -> Strategy:
-    """``strategy`` with the vocabulary's last id wherever an option is a token id beyond it."""
-    changes = {}
+    """``strategy`` with the vocabulary's last id wherever an option is a token id beyond it.
+
+    An option that is a larger number of tokens leaves one of the vocabulary out.
+    """
+    changes: dict[str, dict[str, int]] = {}
     for kind, (_, config) in strategy.check(manager).items():
-        fields = type(config).model_fields.items()
-        names = [name for name, field in fields if TokenId in (field.annotation, *get_args(field.annotation))]
-        beyond = [name for name in names if (getattr(config, name) or 0) >= vocab_size]
-        if beyond:
-            changes[kind] = dict.fromkeys(beyond, vocab_size - 1)
+        for name, field in type(config).model_fields.items():
+            types, given = (field.annotation, *get_args(field.annotation)), getattr(config, name) or 0
+            if (TokenId in types and given >= vocab_size) or (TokenCount in types and given > vocab_size):
+                changes.setdefault(kind, {})[name] = vocab_size - 1
     return strategy.replace(**changes)
 
 

@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepspec.data import TokenizedCorpus
-from deepspec.data.training_text import training_text
+from deepspec.data import TokenizedCorpus, joined
 from deepspec.errors import DataError
 from deepspec.features.plan import SHARD_BYTES, Pieces, Shape, ShardPlan, plan_shards
 from deepspec.features.record import NAME, cache_folder, check_agrees, identity_of, read_record
@@ -22,6 +21,7 @@ from deepspec.plugins import create_plugin_manager
 from deepspec.target.head import load_head
 from deepspec.target.load import resolve_device
 from deepspec.train.prepare import check_fit
+from deepspec.train.text import corpora
 
 if TYPE_CHECKING:
     import pluggy
@@ -123,12 +123,11 @@ def plan_cache(
     """
     folder = cache_folder(config)
     head = load_head(config.target, device=str(resolve_device(config.device)), fingerprint="")
-    assert head.tokenizer is not None, "a loaded target always has its tokenizer"
     parts = config.strategy.build(head.info, manager=manager or create_plugin_manager())
     layers = parts.drafter.target_layers
     head.check_layers(layers)
     check_fit(config, head, parts)
-    corpus = training_text(config, head.tokenizer, parts.drafter.reserved_token_ids)
+    corpus = joined(*corpora(config, head, parts))
     before_anchors = parts.drafter.reads_last_hidden
     shape = Shape(len(layers), head.info.hidden_size, config.features.bits, before_anchors)
     pieces = Pieces.of(corpus)

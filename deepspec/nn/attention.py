@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from deepspec.errors import ConfigError
 from deepspec.nn.blocks import RMSNorm, SwiGLU, additive_mask, apply_rotary
 
 #: Queries ``[..., heads, d]``, keys and values ``[..., kv heads, d]`` of some rows to ``[..., heads, d]``.
@@ -28,6 +29,8 @@ class Attention(nn.Module):
         eps: of the norms. qk_norm: whether queries and keys are normed.
         rotary_dim: how many of a head's numbers are rotated, the first ones; all when None.
         gated: whether ``q_proj`` also gives each head's gate, whose sigmoid scales the head's output.
+
+    Raises ConfigError for heads that cannot share the key/value heads, and for a ``rotary_dim`` no head has.
     """
 
     def __init__(
@@ -44,6 +47,15 @@ class Attention(nn.Module):
         gated: bool = False,
     ) -> None:
         super().__init__()
+        if num_heads % num_kv_heads:
+            raise ConfigError(
+                f"num_heads is {num_heads} and num_kv_heads {num_kv_heads} (left out, they are the target's)"
+                "; give a num_heads that is a multiple of num_kv_heads"
+            )
+        if rotary_dim is not None and rotary_dim not in range(2, head_dim + 1, 2):
+            raise ConfigError(
+                f"rotary_dim is {rotary_dim}; allowed are even numbers up to {head_dim}, a head's size"
+            )
         in_size = in_size or size
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.rotary_dim = rotary_dim or head_dim

@@ -15,7 +15,7 @@ class FixedConfig(PartConfig):
     length: int | None = Field(
         default=None,
         ge=0,
-        description="tokens to draft, 0 for plain decoding; null is the strategy's draft_length",
+        description="tokens to draft, at most draft_length; 0 is plain decoding, null is draft_length",
     )
 
 

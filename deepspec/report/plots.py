@@ -63,6 +63,8 @@ def draw_acceptance(axes: Axes, runs: Sequence[Run]) -> None:
         axes.plot(positions, [a / n for _, a, n in known], label=run["name"], markersize=5, **look)
         low, high = [low for low, _ in bounds], [high for _, high in bounds]
         axes.fill_between(positions, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        if len(positions) == 1:  # a band over one position is not seen
+            axes.vlines(positions, low, high, color=look["color"], alpha=0.5)
     longest = max(run["draft_length"] for run in runs)
     axes.set(xlabel="draft position", ylabel="conditional acceptance", ylim=(0, 1), xlim=(0.5, longest + 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -98,14 +98,16 @@ def read_rounds(path: str | Path) -> RecordedRounds:
     """
     trace = read_trace(path)
     _check(trace, path)
-    temperatures = sequential_temperatures(trace.rounds())
+    return rounds_of(trace, sigmoid(trace.confidence / sequential_temperatures(trace.rounds())))
+
+
+def rounds_of(trace: Trace, conditional: Floats) -> RecordedRounds:
+    """A trace's rounds, all of which verified everything, with conditional acceptances ``[N, G]``."""
     number = trace.columns["request_id"]
     tasks = np.unique(trace.columns["task"].astype(str), return_inverse=True)[1]
     whose = tasks * (number.max() + 1) + number
     order = np.lexsort((trace.columns["step"], whose))
-    return RecordedRounds(
-        sigmoid(trace.confidence / temperatures)[order], trace.columns["accepted"][order], whose[order]
-    )
+    return RecordedRounds(conditional[order], trace.columns["accepted"][order], whose[order])
 
 
 def _check(trace: Trace, path: str | Path) -> None:

@@ -136,6 +136,11 @@ def load_target(config: TargetConfig, *, device: str | None = None) -> Target:
     )
 
 
+def load_tokenizer(config: TargetConfig) -> PreTrainedTokenizerBase:
+    """A target's tokenizer without its weights; raises TargetError."""
+    return target_source(config).load_tokenizer()
+
+
 def target_source(config: TargetConfig) -> ModelSource:
     """The model that a configuration names as its target."""
     return ModelSource(

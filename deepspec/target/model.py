@@ -74,7 +74,11 @@ class Target:
         return self.decoder.new_slots(num_slots, max_positions)
 
     def check_layers(self, layers: Sequence[int]) -> None:
-        """Refuse taps that do not exist, and the last layer (libraries disagree on what its output is)."""
+        """Refuse taps that do not exist or repeat, and the last layer (libraries disagree on its output)."""
+        if len(set(layers)) < len(layers):
+            raise ConfigError(
+                f"target layers {', '.join(map(str, layers))}: one is named twice; name each once"
+            )
         last = self.info.num_layers - 1
         for layer in layers:
             if not 0 <= layer < last:

@@ -7,7 +7,7 @@ that a resumed run needs to go on bit for bit.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,22 +55,31 @@ def write_checkpoint(
 
 def read_weights(checkpoint: Path, parts: Parts) -> None:
     """Load a checkpoint's draft weights into ``parts``; raises CheckpointError when they do not fit."""
+    misfits = load_weights(checkpoint, parts)
+    if misfits:
+        raise CheckpointError(f"{checkpoint} does not fit the configuration of its run: {summary(misfits)}")
+
+
+def load_weights(checkpoint: Path, parts: Parts) -> list[str]:
+    """Load a checkpoint's draft weights into ``parts`` unless something does not fit, which is returned."""
     tensors = _load(checkpoint / "draft.safetensors")
     modules = parts.modules()
     expected = modules.state_dict()
-    problems = [f"{name} is missing" for name in expected if name not in tensors]
-    problems += [f"{name} is unknown" for name in tensors if name not in expected]
-    problems += [
+    misfits = [f"{name} is missing" for name in expected if name not in tensors]
+    misfits += [f"{name} is unknown" for name in tensors if name not in expected]
+    misfits += [
         f"{name} has shape {list(tensors[name].shape)} instead of {list(tensor.shape)}"
         for name, tensor in expected.items()
         if name in tensors and tensors[name].shape != tensor.shape
     ]
-    if problems:
-        raise CheckpointError(
-            f"{checkpoint} does not fit the configuration of its run: {problems[0]}"
-            + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
-        )
-    modules.load_state_dict(tensors)
+    if not misfits:
+        modules.load_state_dict(tensors)
+    return misfits
+
+
+def summary(misfits: Sequence[str]) -> str:
+    """The first misfit, and how many more there are."""
+    return misfits[0] + (f" (and {len(misfits) - 1} more)" if len(misfits) > 1 else "")
 
 
 def read_optimizer(checkpoint: Path) -> dict[str, Tensor]:

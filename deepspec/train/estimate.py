@@ -14,7 +14,8 @@ import torch
 from deepspec.paths import existing_parent
 from deepspec.plugins import create_plugin_manager
 from deepspec.resources import memory
-from deepspec.train.prepare import build, open_folder
+from deepspec.train.folder import open_folder
+from deepspec.train.prepare import build
 from deepspec.train.trainer import memory_advice
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def estimate(config: RunConfig, manager: pluggy.PluginManager | None = None) -> 
         ResourceError: memory ran out.
     """
     folder = open_folder(config, resume=False)
-    trainer = build(config, config, check_tasks=False, manager=manager or create_plugin_manager()).trainer
+    trainer = build(config, None, check_tasks=False, manager=manager or create_plugin_manager()).trainer
     with memory(lambda: f"memory ran out in a step; {memory_advice(config.train)}"):
         trainer.step(0, measure=True)
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Everything before the first step: configuration, folder, target, text, draft model, state to resume.
+"""Everything before the first step: configuration, target, text, draft model, state to resume.
 
 All input is checked here, and the run folder is made only when nothing is left that could be refused.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from deepspec.config import RunConfig
-from deepspec.data import BatchSampler, TokenizedCorpus, split_held_out
-from deepspec.data.training_text import training_text
+from deepspec.data import BatchSampler, TokenizedCorpus
 from deepspec.errors import CheckpointError, ConfigError
 from deepspec.evaluate.tasks import collect_prompts
 from deepspec.features import FeatureSource, SourceContext
-from deepspec.paths import runs_root, written_whole
+from deepspec.paths import written_whole
 from deepspec.plugins import resolve_part
 from deepspec.records import TrainingCost
 from deepspec.resources import writing
@@ -29,7 +27,6 @@ from deepspec.runs import (
     check_target,
     newest_checkpoint,
     pinned,
-    read_config,
     read_state,
     write_json,
 )
@@ -38,20 +35,19 @@ from deepspec.target import Target
 from deepspec.target.load import resolve_device
 from deepspec.train.assemble import assemble, copy_target_layers
 from deepspec.train.checkpoint import read_optimizer, read_weights, remove_partial
+from deepspec.train.initial import start_from_run
+from deepspec.train.text import corpora
 from deepspec.train.trainer import Trainer, make_objective
 from deepspec.train.validation import Validation
 
 if TYPE_CHECKING:
     import pluggy
+    from torch import Tensor
 
     from deepspec.interfaces import Drafter
     from deepspec.strategy import Parts
 
 logger = logging.getLogger(__name__)
-
-#: What a resumed run may have different: where it runs and finds its features, what is trusted, how it is
-#: measured afterwards.
-_FREE_KEYS = ("out", "device", "target.device", "target.trust_remote_code", "features.folder", "eval.")
 
 _NOTHING = TrainingCost(train_tokens=0, train_seconds=0.0, train_flops=0, train_flops_target=0)
 
@@ -62,11 +58,13 @@ class Built:
 
     Attributes:
         vocabulary_coverage: share of the text's labels that can be drafted, None when all can.
+        init_from: the run, step and strategy whose drafter this one began as, None when it was no run's.
     """
 
     trainer: Trainer
     validation: Validation
     vocabulary_coverage: float | None
+    init_from: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,7 @@ class Prepared:
     Attributes:
         first_step: steps already done. cost: what they took.
         vocabulary_coverage: share of the text's labels that can be drafted, None when all can.
+        init_from: the run, step and strategy whose drafter this one began as, None when it was no run's.
     """
 
     folder: Path
@@ -84,6 +83,7 @@ class Prepared:
     first_step: int
     cost: TrainingCost
     vocabulary_coverage: float | None
+    init_from: dict[str, Any] | None
 
 
 def run_config(
@@ -93,6 +93,7 @@ def run_config(
     target: str | None,
     data: str | Path | Sequence[str | Path] | None,
     out: str | Path | None,
+    init_from: str | Path | None,
     manager: pluggy.PluginManager,
 ) -> RunConfig:
     """One configuration out of ``train``'s arguments, its parts and objective known to exist."""
@@ -107,52 +108,17 @@ def run_config(
         changes["data"] = base.data.model_copy(update={"paths": tuple(str(path) for path in paths)})
     if out is not None:
         changes["out"] = str(out)
+    if init_from is not None:
+        changes["train"] = base.train.model_copy(update={"init_from": str(init_from)})
     return base.model_copy(update=changes)
-
-
-def open_folder(config: RunConfig, *, resume: bool) -> Path:
-    """The run folder, not made yet; raises CheckpointError when it cannot be used."""
-    if resume:
-        if config.out is None:
-            raise CheckpointError("resuming needs the run's folder; give --out FOLDER")
-        folder = Path(config.out)
-        keys = differing_keys(read_config(folder), config)
-        if keys:
-            raise CheckpointError(
-                f"{folder} was started with another configuration; these keys differ: {', '.join(keys)}; "
-                f"give the same values, or only `deepspec train --resume --out {folder}`"
-            )
-        return folder
-    if config.out is None:
-        return _new_folder(config.strategy.name)
-    folder = Path(config.out)
-    if (folder / "config.json").exists():
-        raise CheckpointError(
-            f"{folder} already holds a run; go on with it (deepspec train --resume --out {folder}), or "
-            "choose another --out"
-        )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is not an empty folder; choose another --out")
-    return folder
-
-
-def differing_keys(saved: RunConfig, given: RunConfig) -> list[str]:
-    """Dotted keys in which a resumed run would differ and must not."""
-    old, new = (dict(_leaves(config.model_dump(mode="json"))) for config in (saved, given))
-    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    return [
-        key
-        for key in keys
-        if not any(key == free or (free[-1] == "." and key.startswith(free)) for free in _FREE_KEYS)
-    ]
 
 
 def prepare(
     config: RunConfig, folder: Path, *, resume: bool, check_tasks: bool, manager: pluggy.PluginManager
 ) -> Prepared:
     """Load and check everything, then make the folder (or read the state to go on from)."""
-    begun = _as_begun(config, folder) if resume else config
-    built = build(config, begun, check_tasks=check_tasks, manager=manager)
+    checkpoint = newest_checkpoint(folder) if resume else None
+    built = build(config, checkpoint, check_tasks=check_tasks, manager=manager)
     first_step, cost = _resumed(folder, built.trainer) if resume else _started(folder, config)
     return Prepared(
         folder=folder,
@@ -161,11 +127,18 @@ def prepare(
         first_step=first_step,
         cost=cost,
         vocabulary_coverage=built.vocabulary_coverage,
+        init_from=built.init_from,
     )
 
 
-def build(config: RunConfig, begun: RunConfig, *, check_tasks: bool, manager: pluggy.PluginManager) -> Built:
-    """Load and check everything; nothing is written. ``begun`` says what target and drafter to build."""
+def build(
+    config: RunConfig, checkpoint: Path | None, *, check_tasks: bool, manager: pluggy.PluginManager
+) -> Built:
+    """Load and check everything; nothing is written.
+
+    With a ``checkpoint`` to go on from, the target and the drafter are those that its run began with.
+    """
+    begun = config if checkpoint is None else pinned(config, read_state(checkpoint))
     device = resolve_device(config.device)
     source_class: type[FeatureSource] = resolve_part(manager, FeatureSource.kind, config.features.source)
     target = source_class.open_target(begun, str(device))
@@ -175,25 +148,19 @@ def build(config: RunConfig, begun: RunConfig, *, check_tasks: bool, manager: pl
     check_fit(config, target, parts)
     if check_tasks:
         collect_prompts(config.eval.tasks, target, config.eval)
-    corpus, held_out = _corpora(config, target, parts)
+    corpus, held_out = corpora(config, target, parts)
     source = source_class(SourceContext.of(config, target, parts.drafter))
     source.check((corpus, held_out))
     rows = {"sequences": config.train.sequences_per_step, "sequence_length": config.data.sequence_length}
     sampler = BatchSampler(corpus, **rows, seed=config.seed)
     validation = Validation.of(held_out, **rows, max_positions=target.info.max_positions)
-    if config.train.init_from_target is not False:
+    if config.train.init_from is None and config.train.init_from_target is not False:
         _start_from_target(parts, target, is_required=config.train.init_from_target is True)
     trainer = Trainer(
         parts, target, objective=objective, sampler=sampler, config=config, device=device, source=source
     )
-    coverage = _choose_vocabulary(trainer.drafter, target, corpus)
-    return Built(trainer=trainer, validation=validation, vocabulary_coverage=coverage)
-
-
-def _as_begun(config: RunConfig, folder: Path) -> RunConfig:
-    """What to build when resuming: the target and the drafter that the run began with."""
-    checkpoint = newest_checkpoint(folder)
-    return config if checkpoint is None else pinned(config, read_state(checkpoint))
+    coverage, origin = _begin(trainer, corpus, checkpoint)
+    return Built(trainer, validation, vocabulary_coverage=coverage, init_from=origin)
 
 
 def _start_from_target(parts: Parts, target: Target, *, is_required: bool) -> None:
@@ -206,11 +173,36 @@ def _start_from_target(parts: Parts, target: Target, *, is_required: bool) -> No
     logger.info("%d tensors of the drafter start from the target's", copied)
 
 
+def _begin(
+    trainer: Trainer, corpus: TokenizedCorpus, checkpoint: Path | None
+) -> tuple[float | None, dict[str, Any] | None]:
+    """Settle vocabulary and first weights: the former's coverage, and which run they are from.
+
+    A ``checkpoint`` to go on from has both already.
+    """
+    run = trainer.config.train.init_from
+    if run is None:
+        return _choose_vocabulary(trainer.drafter, trainer.target, corpus), None
+    if checkpoint is not None:
+        state = read_state(checkpoint)
+        return state.get("vocabulary_coverage"), state.get("init_from")
+    origin = start_from_run(run, trainer.parts, trainer.target)
+    ids = trainer.drafter.readout().target_ids
+    if ids is None:
+        return None, origin
+    counts = _label_counts(corpus, trainer.target)
+    return float(counts[ids.cpu()].sum() / counts.sum()), origin
+
+
+def _label_counts(corpus: TokenizedCorpus, target: Target) -> Tensor:
+    """How often each token of the vocabulary is a label, int64 ``[V]``."""
+    return torch.bincount(corpus.tokens[corpus.supervised], minlength=target.info.vocab_size)
+
+
 def _choose_vocabulary(drafter: Drafter[Any], target: Target, corpus: TokenizedCorpus) -> float | None:
     """Let the drafter choose its tokens by the text; the same text gives a resumed run the same ones."""
     assert target.tokenizer is not None, "a loaded target always has its tokenizer"
-    labels = corpus.tokens[corpus.supervised]
-    counts = torch.bincount(labels, minlength=target.info.vocab_size)
+    counts = _label_counts(corpus, target)
     special = {*target.tokenizer.all_special_ids, *target.stop_token_ids}
     special -= {*drafter.reserved_token_ids}
     coverage = drafter.choose_vocabulary(counts, sorted(i for i in special if i < len(counts)))
@@ -226,18 +218,22 @@ def check_fit(config: RunConfig, target: Target, parts: Parts) -> None:
             f"drafter {parts.drafter.name!r} has no weights to train; measure it as it is: "
             f"deepspec eval --strategy {parts.strategy.name}"
         )
+    if config.train.init_from is not None and config.train.init_from_target:
+        raise ConfigError(
+            "train.init_from_target and train.init_from (--init-from) both say what the drafter starts from; "
+            "give one of the two"
+        )
     if config.data.sequence_length > target.info.max_positions:
         raise ConfigError(
             f"data.sequence_length is {config.data.sequence_length}; {target.name} accepts up to "
             f"{target.info.max_positions} positions"
         )
-
-
-def _corpora(config: RunConfig, target: Target, parts: Parts) -> tuple[TokenizedCorpus, TokenizedCorpus]:
-    """Training and held-out text, free of the token ids that the drafter reserves."""
-    assert target.tokenizer is not None, "a loaded target always has its tokenizer"
-    corpus = training_text(config, target.tokenizer, parts.drafter.reserved_token_ids)
-    return split_held_out(corpus, config.data.held_out_fraction, config.seed)
+    if parts.strategy.draft_length >= config.data.sequence_length:
+        raise ConfigError(
+            f"draft_length is {parts.strategy.draft_length} and data.sequence_length "
+            f"{config.data.sequence_length}; a row holds an anchor and its block, so give a shorter "
+            "draft_length or longer rows"
+        )
 
 
 def _started(folder: Path, config: RunConfig) -> tuple[int, TrainingCost]:
@@ -279,21 +275,3 @@ def _cut_log(path: Path, step: int) -> None:
             logger.warning("%s: a damaged line is dropped", path)
     with writing(path, lambda: "make room and try again"), written_whole(path) as partial:
         partial.write_text("".join(kept), encoding="utf-8")
-
-
-def _new_folder(strategy: str) -> Path:
-    base = runs_root() / f"{strategy}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder, number = base, 2
-    while folder.exists():
-        folder, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return folder
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found += _leaves(value, f"{prefix}{name}.")
-        else:
-            found.append((f"{prefix}{name}", value))
-    return found

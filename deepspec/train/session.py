@@ -7,7 +7,6 @@ Everything is checked before the folder is made. A run that stops raises
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import threading
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deepspec.config import RunConfig
 from deepspec.errors import TrainingError
@@ -29,7 +28,9 @@ from deepspec.runs import Run, checkpoint_path, newest_checkpoint, target_record
 from deepspec.train.assemble import for_decoding
 from deepspec.train.checkpoint import write_checkpoint
 from deepspec.train.flops import StepFlops, count_step
-from deepspec.train.prepare import Prepared, open_folder, prepare, run_config
+from deepspec.train.folder import open_folder
+from deepspec.train.logs import RunLog, check_tracker
+from deepspec.train.prepare import Prepared, prepare, run_config
 from deepspec.train.trainer import StepResult, memory_advice
 from deepspec.types import StepRecord
 
@@ -55,6 +56,7 @@ def train(
     config: RunConfig | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    init_from: str | Path | None = None,
     check_tasks: bool = False,
     observers: Sequence[Observer] = (),
     manager: pluggy.PluginManager | None = None,
@@ -67,10 +69,11 @@ def train(
     Args:
         strategy: a composition or its registered name.
         target: instead of the configuration's: ``demo``, a Hugging Face name, or a folder.
-        data: instead of the configuration's: JSONL files, folders, globs.
+        data: instead of the configuration's: files, folders, globs.
         config: everything else; the defaults when None.
         out: run folder, ``runs/<strategy>-<time>`` when None; it must not hold a run unless ``resume``.
         resume: go on from the newest checkpoint in ``out``, whose configuration must be the same.
+        init_from: instead of the configuration's: a run folder or ``demo`` to start from the drafter of.
         check_tasks: first see that the prompts of the configuration's ``eval.tasks`` can be had, so that an
             evaluation afterwards does not fail for want of them.
         observers: called with each optimiser step's record.
@@ -81,7 +84,10 @@ def train(
         TrainingError, ResourceError: the run had to stop.
     """
     manager = manager or create_plugin_manager()
-    settings = run_config(strategy, config, target=target, data=data, out=out, manager=manager)
+    settings = run_config(
+        strategy, config, target=target, data=data, out=out, init_from=init_from, manager=manager
+    )
+    check_tracker(settings.train.tracker)
     folder = open_folder(settings, resume=resume)
     prepared = prepare(settings, folder, resume=resume, check_tasks=check_tasks, manager=manager)
     session = _Session(prepared, observers, manager)
@@ -146,15 +152,26 @@ class _Session:
         self._observers = tuple(observers)
         self._hook = manager.hook.deepspec_step_trained
         self._clock = _Clock(self.config.log_every)
+        self._log = RunLog(
+            prepared.folder, prepared.trainer.config, first_step=self.first_step, advice=self._disk_advice
+        )
         self._expected = 0.0
         self.cost = prepared.cost
         self.vocabulary_coverage = prepared.vocabulary_coverage
+        self.init_from = prepared.init_from
 
     def run(self, stop: _Stop) -> None:
         """All steps that are left; raises TrainingError when it has to stop."""
-        steps = self.config.num_steps
-        if self.first_step == steps:
+        if self.first_step == self.config.num_steps:
             return
+        try:
+            self._log.started(self.first_step, self.trainer.device)
+            self._run_steps(stop)
+        finally:
+            self._log.close()
+
+    def _run_steps(self, stop: _Stop) -> None:
+        steps = self.config.num_steps
         with memory(lambda: self._step_needs_memory(self.first_step + 1)):
             flops = count_step(self.trainer)
         for number in range(self.first_step, steps):
@@ -189,7 +206,7 @@ class _Session:
         self.cost += TrainingCost(result.num_tokens, seconds, flops.total, flops.target)
         record = self._record(number + 1, result)
         if is_logged:
-            self._log("step", asdict(record))
+            self._log.write("step", asdict(record))
         for observe in self._observers:
             observe(record)
         self._hook(record=record)
@@ -214,6 +231,7 @@ class _Session:
             "target": target_record(self.trainer.target),
             **asdict(self.cost),
             "vocabulary_coverage": self.vocabulary_coverage,
+            "init_from": self.init_from,
         }
         with writing(checkpoint_path(self.folder, step), self._disk_advice):
             return write_checkpoint(
@@ -230,7 +248,7 @@ class _Session:
             return
         with memory(lambda: self._validation_needs_memory(step)):
             found = self.validation.measure(self.trainer)
-        self._log("validation", {"step": step, **asdict(found)})
+        self._log.write("validation", {"step": step, **asdict(found)})
         decoded = "-" if found.accepted_length is None else f"{found.accepted_length:.3f}"
         logger.info(
             "step %d: held-out text, expected accepted length %.3f, decoded %s",
@@ -238,11 +256,6 @@ class _Session:
             found.expected_accepted_length,
             decoded,
         )
-
-    def _log(self, kind: str, values: dict[str, Any]) -> None:
-        path = self.folder / "log.jsonl"
-        with writing(path, self._disk_advice), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, **values}) + "\n")
 
     def _check_finite(self, step: int, result: StepResult) -> None:
         for what, value in (("loss", result.loss), ("gradient norm", result.gradient_norm)):

@@ -7,6 +7,7 @@ to the same gradient. Step k is a function of the weights, the seed and k.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from deepspec.interfaces import Drafter, HeadStep
 from deepspec.plugins import resolve_part
 from deepspec.target import Target
 from deepspec.train.anchors import move, sample_anchors, select_rows
+from deepspec.train.confidence import check_trained, is_untrained
 from deepspec.train.objective import BlockObjective, Graded
 from deepspec.train.optimizer import DraftOptimizer
 from deepspec.train.output_weights import OutputWeights
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
     from deepspec.config import RunConfig, TrainConfig
     from deepspec.strategy import Parts
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,14 @@ def make_objective(parts: Parts, target: Target, manager: pluggy.PluginManager) 
                 f"--set objective.terms.{name}=0"
             )
         terms.append((cls(), weight))
-    if not any(term.reads_confidence for term, _ in terms):
-        _check_untrained(parts)
+    if parts.policy.needs_confidence:
+        check_trained(parts, manager, f"policy {parts.policy.name!r}")
+    elif is_untrained(parts, manager):
+        logger.warning(
+            "no objective term trains the linear confidence of head %r, so no length policy can go by it "
+            "later; train it with --set objective.terms.confidence=1",
+            parts.head.name,
+        )
 
     def target_logits(hidden: Tensor) -> Tensor:
         with _own_precision(target):
@@ -89,15 +99,6 @@ def memory_advice(config: TrainConfig) -> str:
         f"--set train.sequences_per_step (now {config.sequences_per_step}), or raise "
         f"--set train.accumulation (now {config.accumulation}), which changes no result"
     )
-
-
-def _check_untrained(parts: Parts) -> None:
-    """Raise ConfigError when lengths would be chosen by a confidence that stays as it was initialised."""
-    if parts.policy.needs_confidence and parts.head.confidence == "linear":
-        raise ConfigError(
-            f"policy {parts.policy.name!r} reads the linear confidence of head {parts.head.name!r}, which no "
-            "objective term trains; use --set objective.terms.confidence=1 or --set head.confidence=row_max"
-        )
 
 
 def _own_precision(target: Target) -> torch.autocast:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
@@ -39,10 +39,12 @@ class DFlashConfig(PartConfig):
         default=None, ge=1, description="draft layers; null is a sixth of the target's depth, at most 5"
     )
     num_target_layers: int = Field(
-        default=5, ge=1, description="tapped target layers, evenly spread, when not named"
+        default=5,
+        ge=1,
+        description="tapped target layers, evenly spread, when not named; fewer where there are fewer",
     )
     target_layers: tuple[int, ...] | None = Field(
-        default=None, description="tapped target layers, 0-based, never the last"
+        default=None, min_length=1, description="tapped target layers, 0-based, never the last"
     )
     mask_token_id: TokenId | None = Field(default=None, description="token id that real text never uses")
     sample_from_anchor: bool = Field(
@@ -53,6 +55,12 @@ class DFlashConfig(PartConfig):
     intermediate_size: int | None = Field(default=None, ge=1, description="width of the draft MLP")
     num_heads: int | None = Field(default=None, ge=1, description="attention heads")
     num_kv_heads: int | None = Field(default=None, ge=1, description="key/value heads")
+
+    @model_validator(mode="after")
+    def _named_or_counted(self) -> DFlashConfig:
+        if self.target_layers is not None and "num_target_layers" in self.model_fields_set:
+            raise ValueError("num_target_layers counts layers that are not named; give one of the two")
+        return self
 
 
 @dataclass(frozen=True)

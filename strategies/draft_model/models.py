@@ -51,12 +51,12 @@ def configured_model(architecture: Mapping[str, Any]) -> PackedDecoder:
     try:
         config = AutoConfig.for_model(values.pop("model_type", None), **values)
         decoder = PackedDecoder(AutoModelForCausalLM.from_config(config), name="drafter.architecture")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        decoder.check_readout()  # sizes that do not fit each other show in a forward alone
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise ConfigError(
             "drafter.architecture is no causal language model's configuration, as in its config.json: "
             f"{' '.join(str(error).split())[:200]}"
         ) from error
-    decoder.check_readout()
     return decoder
 
 

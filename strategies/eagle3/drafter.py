@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from deepspec.interfaces import BuildContext, Drafter, PartConfig, Readout
+from deepspec.interfaces import BuildContext, Drafter, PartConfig, Readout, TokenCount
 from deepspec.nn import (
     Attention,
     DecoderLayer,
@@ -34,10 +34,11 @@ class Eagle3Config(PartConfig):
     num_layers: int = Field(default=1, ge=1, description="draft layers")
     target_layers: tuple[int, ...] | None = Field(
         default=None,
+        min_length=1,
         description="tapped target layers, 0-based, never the last; null is a low, a middle "
         "and a high one, as published",
     )
-    draft_vocab_size: int | None = Field(
+    draft_vocab_size: TokenCount | None = Field(
         default=None,
         ge=1,
         description="tokens that can be drafted: the most frequent of the training text; null is all",

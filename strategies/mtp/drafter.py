@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from deepspec.interfaces import BuildContext, Drafter, PartConfig, Readout
+from deepspec.interfaces import BuildContext, Drafter, PartConfig, Readout, TokenCount
 from deepspec.nn import Attention, DecoderLayer, DraftVocabulary, Unroll, UnrolledRound, UnrolledSlots
 from deepspec.types import AnchorBlocks, Anchors, Extension, Features, TokenBatch
 
@@ -38,7 +38,7 @@ class MTPConfig(PartConfig):
         min_length=1,
         description="folder or hub name of a model whose own MTP module this one starts from",
     )
-    draft_vocab_size: int | None = Field(
+    draft_vocab_size: TokenCount | None = Field(
         default=None,
         ge=1,
         description="tokens that can be drafted: the most frequent of the training text; null is all",

@@ -73,6 +73,15 @@ def test_parts_of_every_kind_are_found(name: str) -> None:
     assert run("check", name, "--json").json["strategy"] == name.rpartition(":")[2]
 
 
+@pytest.mark.usefixtures("_quick")
+def test_a_strategy_is_checked_as_it_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = []
+    monkeypatch.setattr(check, "PROPERTIES", (("policy", lambda subject: checked.append(subject) or GOOD),))
+    assert run("check", "mtp", "--set", "head.type=rnn", "--set", "draft_length=2").code == 0
+    (subject,) = checked
+    assert (subject.strategy.head.type, subject.strategy.draft_length) == ("rnn", 2)
+
+
 def test_an_error_that_is_not_a_number_fails_and_is_left_out_of_the_json(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deepspec.data.examples import ChatExample, Message, ResponseExample, TextExample, read_examples
+from deepspec.data.examples import ChatExample, Message, ResponseExample, TextExample
+from deepspec.data.rows import read_examples
 from deepspec.errors import DataError
 
 
@@ -88,8 +89,11 @@ MALFORMED = {
     '{"messages": []}': "an empty list",
     '{"messages": "hi"}': "must be a list of messages",
     '{"messages": ["hi"]}': "message 1 must be",
-    '{"messages": [{"role": "assistant"}]}': 'message 1 must have exactly the keys "role" and "content"',
-    '{"messages": [{"role": "assistant", "content": "a", "tool_calls": []}]}': '"tool_calls"',
+    '{"messages": [{"role": "assistant"}]}': 'message 1 must have "role" and "content", and may have "name"',
+    '{"messages": [{"role": "assistant", "content": "a", "tool_calls": "f"}]}': '"tool_calls" must be a list',
+    '{"messages": [{"role": "assistant", "content": "a", "id": 3}]}': '"id", "role"',
+    '{"messages": [{"role": "assistant", "content": "a", "name": 3}]}': '"name" must be text',
+    '{"messages": [{"role": "assistant", "content": "a"}], "tools": ["f"]}': '"tools" must be a list',
     '{"messages": [{"role": 1, "content": "a"}]}': '"role" must be text',
     '{"messages": [{"role": "assistant", "content": [{"type": "text"}]}]}': '"content" must be text',
     '{"messages": [{"role": "user", "content": "a"}]}': "nothing is supervised",
@@ -125,7 +129,7 @@ def test_an_empty_file_is_an_error(tmp_path, content):
 def test_paths_that_name_nothing_are_errors_that_say_what_was_looked_for(tmp_path):
     with pytest.raises(DataError, match="no such file or folder"):
         read_examples(tmp_path / "missing.jsonl")
-    with pytest.raises(DataError, match=r"the folder holds no \.jsonl file"):
+    with pytest.raises(DataError, match=r"the folder holds no \.jsonl or \.parquet file"):
         read_examples(tmp_path)
     with pytest.raises(DataError, match="the glob matches no file"):
         read_examples(str(tmp_path / "*.jsonl"))

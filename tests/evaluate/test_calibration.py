@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from deepspec.config import EvalConfig
 from deepspec.errors import ConfigError, DataError
 from deepspec.evaluate import calibration
 from deepspec.evaluate.calibration import calibrate
+from deepspec.redecoding import redecoded
 from deepspec.runs import Run, load, read_state
 from tests import tiny_runs
 from tests.tiny_runs import save_prompts, untrained_run
@@ -129,3 +131,10 @@ def test_only_what_decoding_needs_can_be_changed(trained: Path) -> None:
     for wrong in ({"draft_length": 2}, {"head": {"rank": 4}}, {"head": "rnn"}):
         with pytest.raises(ConfigError, match="of a trained run cannot be changed"):
             load(trained, changes=wrong)
+
+
+def test_the_calibrators_other_options_are_kept(run: Run, task: str) -> None:
+    own = replace(run, parts=redecoded(run.parts, calibrator={"type": "online", "num_classes": 3}))
+    report = calibrate(own, tasks=[task], config=CONFIG)
+    part = report.stored()["strategy"]["calibrator"]
+    assert (part["type"], part["num_classes"], len(part["temperatures"])) == ("online", 3, 3)

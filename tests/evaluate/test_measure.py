@@ -12,9 +12,10 @@ from deepspec.engine import Engine
 from deepspec.errors import ConfigError, DataError, TargetError
 from deepspec.evaluate import evaluate
 from deepspec.evaluate.acceptance import tokens_gained
-from deepspec.evaluate.measure import decode_rounds, decoded_with, sampling_params
+from deepspec.evaluate.measure import decode_rounds, sampling_params
 from deepspec.evaluate.speed import measure_speed
 from deepspec.evaluate.tasks import collect_prompts
+from deepspec.redecoding import redecoded
 from tests.tiny_runs import EVAL_KEYS, save_prompts, untrained_run
 
 EXTRA_KEYS = {"counts", "predicted_speedup", "target_ms", "tokens_per_s_transformers"} | {
@@ -150,7 +151,7 @@ def test_another_verifier_decodes_the_same_prompts_and_seeds(run, task_file):
     found = evaluate(run, tasks=[task_file], config=config, against_verifier="delta").to_json()
     gain = found["verifier_gain"]
     other = evaluate(
-        dataclasses.replace(run, parts=decoded_with(run.parts, verifier="delta")),
+        dataclasses.replace(run, parts=redecoded(run.parts, verifier="delta")),
         tasks=[task_file],
         config=config,
     ).to_json()

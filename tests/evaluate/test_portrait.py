@@ -11,8 +11,8 @@ import pytest
 from deepspec.config import EvalConfig
 from deepspec.curves import DraftCost, SpsCurve
 from deepspec.evaluate import calibration, portraits_json, portray
-from deepspec.evaluate.measure import decoded_with
 from deepspec.evaluate.portrait import PLAIN_POLICIES, POLICIES, THRESHOLDS
+from deepspec.redecoding import redecoded
 from deepspec.report.page import report_html
 from deepspec.runs import Run
 from tests.command_line import run as command
@@ -66,7 +66,7 @@ def test_without_confidence_or_rounds_enough_the_rest_is_measured(run: Run, task
 
 
 def test_a_run_with_a_policy_of_its_own_is_measured_with_it_and_at_full_length(run: Run, task: str) -> None:
-    short = replace(run, parts=decoded_with(run.parts, policy={"type": "fixed", "length": 1}))
+    short = replace(run, parts=redecoded(run.parts, policy={"type": "fixed", "length": 1}))
     found = portray(short, "mine", CURVE, tasks=[task], config=CONFIG)
     assert found.evaluation.rates.observed[1:] == (0, 0)
     whole = next(one for one in found.loads if one["policy"] == "fixed")

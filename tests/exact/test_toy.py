@@ -67,6 +67,14 @@ def test_a_strategy_that_names_a_token_of_a_large_vocabulary_is_checked_with_one
     assert named.build(3, 2, 0)[1].drafter.reserved_token_ids == (1,)
 
 
+def test_a_strategy_that_drafts_many_tokens_of_a_large_vocabulary_is_checked_without_one_of_the_few() -> None:
+    strategy = Strategy.named("eagle3").replace(drafter={"draft_vocab_size": 32_000})
+    subject = Subject(strategy, create_plugin_manager())
+    for given, number in ((32_000, 2), (3, 3), (1, 1)):
+        chosen = replace(subject, strategy=strategy.replace(drafter={"draft_vocab_size": given}))
+        assert len(chosen.build(3, 2, 0)[1].drafter.readout().weight) == number
+
+
 def test_the_engine_decodes_it_and_the_delta_rule_equals_plain_decoding() -> None:
     target = ToyTarget(7, seed=2)
     strategy = Strategy.named("dspark").replace(draft_length=3, policy="threshold", verifier="delta")

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from deepspec.config import FeaturesConfig, RunConfig
-from deepspec.data import BatchSampler
-from deepspec.data.training_text import training_text
+from deepspec.data import BatchSampler, joined
 from deepspec.errors import CheckpointError, ConfigError, DataError, DeepSpecError, TargetError
 from deepspec.features import CachedFeatures, FeatureSource, OnlineFeatures, SourceContext
 from deepspec.hookspecs import hookimpl
@@ -22,6 +21,7 @@ from deepspec.runs import checkpoint_path, load
 from deepspec.strategy import Strategy
 from deepspec.target import load_target
 from deepspec.train import train
+from deepspec.train.text import corpora
 from deepspec.types import Features, TokenBatch
 from tests.features.conftest import save_documents
 from tests.features.stored import losses, run, settings, shards, write
@@ -96,9 +96,9 @@ def test_fewer_bits_change_the_losses_little(
 def sources(chosen: RunConfig) -> tuple[CachedFeatures, OnlineFeatures, BatchSampler]:
     whole = load_target(chosen.target, device="cpu")
     head = CachedFeatures.open_target(chosen, "cpu")
-    drafter = chosen.strategy.build(head.info).drafter
-    assert whole.tokenizer is not None
-    corpus = training_text(chosen, whole.tokenizer, ())
+    parts = chosen.strategy.build(head.info)
+    drafter = parts.drafter
+    corpus = joined(*corpora(chosen, whole, parts))
     sampler = BatchSampler(corpus, sequences=3, sequence_length=64, seed=7)
     stored = CachedFeatures(SourceContext.of(chosen, head, drafter))
     stored.check([corpus])

@@ -131,6 +131,16 @@ def test_the_picture_draws_positions_that_enough_rounds_looked_at(monkeypatch):
     assert image[:4] == b"\x89PNG"
 
 
+def test_an_uncertainty_is_seen_also_where_one_position_is_drawn(monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    monkeypatch.setattr(Axes, "vlines", lambda axes, *bounds, **style: drawn.append(bounds))
+    one = {"observed": [100, MIN_LOOKS - 1], "accepted": [50, 15]}
+    comparison_png(made(made_run("one", 2, counts=one)))
+    assert drawn == [([1], [wilson(50, 100)[0]], [wilson(50, 100)[1]])]
+
+
 def test_the_page_loads_nothing_and_holds_the_picture_and_every_table():
     png = comparison_png(COMPARISON)
     page = comparison_html(COMPARISON, png)

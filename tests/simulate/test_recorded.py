@@ -12,7 +12,8 @@ import pytest
 
 from deepspec.config import EvalConfig
 from deepspec.errors import ConfigError, DataError
-from deepspec.evaluate.measure import decode_tasks, decoded_with
+from deepspec.evaluate.measure import decode_tasks
+from deepspec.redecoding import redecoded
 from deepspec.rounds import sigmoid
 from deepspec.simulate import RecordedAcceptance, RecordedRounds, read_rounds
 from deepspec.simulate.recorded import LEAST_ROUNDS
@@ -26,7 +27,7 @@ PROMPTS = {"first": [(5, 6, 7), (9,) * 20, (3, 4)], "second": [(8, 9), (5,), (7,
 def traced(folder: Path, max_tokens: int, **parts: object) -> Path:
     one, path = untrained_run(), folder / "rounds.parquet"
     config = EvalConfig(max_tokens=max_tokens, batch=2)
-    decode_tasks(one.target, decoded_with(one.parts, **parts), PROMPTS, config, trace=path)
+    decode_tasks(one.target, redecoded(one.parts, **parts), PROMPTS, config, trace=path)
     return path
 
 

@@ -236,6 +236,13 @@ def test_what_cannot_be_had_is_one_line(folder: Path, text: Path, tmp_path: Path
     assert line("drafter.model=Owner/Model").endswith(absent)
     kinds = 'drafter.architecture={"model_type": "qwen9"}'
     assert "drafter.architecture is no causal language model's configuration" in line(kinds)
+    for given in (
+        '"model_type": "qwen3", "num_attention_heads": 5, "num_key_value_heads": 2',
+        '"model_type": "qwen3", "num_attention_heads": 0',
+        '"model_type": "bert", "num_attention_heads": 4',
+    ):
+        sizes = f'drafter.architecture={{{given}, "hidden_size": 48, "vocab_size": 97}}'
+        assert "drafter.architecture is no causal language model's configuration" in line(sizes)
     assert "give model, whose weights are read, or architecture" in line(kinds, "drafter.model=demo")
     assert "revision is a named model's; give model, too" in line("drafter.revision=v1")
     assert "leave it out beside model or architecture" in line("drafter.num_layers=1", kinds)

@@ -26,9 +26,9 @@ from deepspec.errors import (
     ResourceError,
     TrainingError,
 )
-from deepspec.evaluate.measure import decoded_with
 from deepspec.hookspecs import hookimpl
 from deepspec.plugins import create_plugin_manager, register
+from deepspec.redecoding import redecoded
 from deepspec.runs import checkpoint_path, checkpoints, load
 from deepspec.target import Target, load_target
 from deepspec.train import GradedRows, ObjectiveTerm, TrainingInterruptedError, train
@@ -346,7 +346,11 @@ def test_resuming_with_other_target_weights_is_refused(target, text, tmp_path):
 BAD_INPUT = {
     "unknown term": ({"chosen": {"objective": {"terms": {"cee": 1.0}}}}, ConfigError, "did you mean 'ce'"),
     "no confidence": ({"chosen": {"head": {"confidence": "none"}}}, ConfigError, "head.confidence=linear"),
-    "last layer": ({"chosen": {"drafter": {"target_layers": [3]}}}, ConfigError, "never the last"),
+    "last layer": (
+        {"chosen": {"drafter": {"type": "dflash", "target_layers": [3]}}},
+        ConfigError,
+        "never the last",
+    ),
     "unknown part": ({"chosen": {"verifier": "tokem"}}, ConfigError, "did you mean 'token'"),
     "mask in text": ({"chosen": {"drafter": {"mask_token_id": 83}}}, DataError, "meaning of its own"),
     "long rows": ({"data": {"sequence_length": 4096}}, ConfigError, "256"),
@@ -454,7 +458,7 @@ def test_expected_accepted_length_on_the_targets_own_text_is_what_decoding_gains
     def observe(record) -> None:
         gained.extend(request.accepted + 1 for request in record.requests)
 
-    parts = decoded_with(made.parts, verifier="token")  # whose chances the expectation multiplies
+    parts = redecoded(made.parts, verifier="token")  # whose chances the expectation multiplies
     Engine(made.target, parts, max_batch=16, observers=[observe]).run(prompts, params)
     tokens = torch.tensor([[*done.prompt, *done.tokens] for done in own])
     positions = torch.arange(tokens.shape[1]).expand_as(tokens)

@@ -67,8 +67,10 @@ def type_of(field: FieldInfo) -> str:
     if kind is PartSpec:
         return "part"
     text = kind.__name__ if inspect.isclass(kind) and not get_args(kind) else str(kind)
-    text = text.replace("deepspec.strategy.", "").replace("deepspec.interfaces.", "")
-    text = re.sub(r"typing.Annotated\[(\w+), FieldInfo\(.*?\[G[et]\(g[et]=(\w+)\)\]\)\]", r"\1", text)
+    for module in ("deepspec.strategy.", "deepspec.interfaces.", "typing.Any"):
+        text = text.replace(module, "Any" if module == "typing.Any" else "")
+    text = re.sub(r"deepspec\.parts\.Token(Id|Count)", "int", text)
+    text = re.sub(r"typing\.Annotated\[(\w+), FieldInfo\(.*?\]\)\]", r"\1", text)
     text = re.sub(r"typing\.Optional\[(\w+)\]", r"\1 | None", text)
     text = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", text)
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}

@@ -13,7 +13,17 @@ STARTUP_S = 0.7
 
 
 @pytest.mark.parametrize(
-    "words", ["--version", "--help", "train --help", "plugins", "plugins --json", "config show", "runs"]
+    "words",
+    [
+        "--version",
+        "--help",
+        "train --help",
+        "data prepare --help",
+        "plugins",
+        "plugins --json",
+        "config show",
+        "runs",
+    ],
 )
 def test_what_needs_no_model_starts_without_torch_and_soon(words: str, tmp_path: object) -> None:
     code = (

@@ -55,6 +55,22 @@ class DataConfig(_Config):
     )
 
 
+class FeaturesConfig(_Config):
+    """Where training gets the target's features from."""
+
+    source: str = Field(
+        default="online",
+        min_length=1,
+        description="online: the target's forward at each step; cached: what `deepspec features` stored",
+    )
+    folder: str | None = Field(default=None, description="for cached: where they are stored")
+    bits: Literal[4, 8, 16, 32] = Field(
+        default=8,
+        description="for cached: of a stored number; 16 is bfloat16, 32 is float32, 8 and 4 are integers "
+        "with a scale",
+    )
+
+
 class TrainConfig(_Config):
     """How the drafter is trained."""
 
@@ -113,6 +129,7 @@ class Settings(_Config):
 
     target: TargetConfig = Field(default=TargetConfig(), description="the frozen model")
     data: DataConfig = Field(default=DataConfig(), description="the text")
+    features: FeaturesConfig = Field(default=FeaturesConfig(), description="the target's features")
     train: TrainConfig = Field(default=TrainConfig(), description="the training")
     eval: EvalConfig = Field(default=EvalConfig(), description="the measurement")
     device: str | None = Field(default=None, description="cpu, cuda:1, mps; null picks the best there is")

@@ -35,9 +35,9 @@ def deepspec_strategies() -> Iterable[Strategy]:  # type: ignore[empty-body]
 
 @hookspec
 def deepspec_parts() -> Iterable[type | str]:  # type: ignore[empty-body]
-    """Parts, objective terms and evaluation tasks: classes, or ``"NAME=package.module:Class"``.
+    """Parts, objective terms, feature sources and evaluation tasks.
 
-    Naming them by strings keeps listing them from importing anything heavy.
+    Each is a class, or ``"NAME=package.module:Class"``, which keeps listing from importing anything heavy.
     The class says its kind (``Class.kind``) and must carry the same ``Class.name``.
     """
 

@@ -59,6 +59,8 @@ class BaseDrafter(Part, nn.Module):
     kind = "drafter"
     #: Whether the drafter has weights to train.
     trainable: ClassVar[bool] = True
+    #: Whether it reads ``features.last_hidden``; a cache for one that does not keeps less of that.
+    reads_last_hidden: ClassVar[bool] = True
 
     def __init__(self, config: PartConfig, context: BuildContext) -> None:
         super().__init__()

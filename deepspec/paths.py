@@ -29,6 +29,14 @@ def asset(name: str) -> Path:
     return Path(__file__).parent / "assets" / name
 
 
+def existing_parent(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that is there: the disk that it would be on."""
+    here = path.absolute()
+    while not here.exists():
+        here = here.parent
+    return here
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A place beside ``path`` to write to, so that a reader sees the old file or the whole new one."""

@@ -14,6 +14,15 @@ from deepspec.errors import ResourceError
 _NO_MEMORY = ("out of memory", "not enough memory", "allocate memory", "ALLOC_FAILED")
 
 
+def size_text(num_bytes: float) -> str:
+    """In the unit that leaves one to three digits before the point, as disks are sold: 1.5 GB is 1.5e9."""
+    units = ("B", "kB", "MB", "GB", "TB", "PB")
+    power = 0
+    while num_bytes >= 999.5 and power < len(units) - 1:
+        num_bytes, power = num_bytes / 1000, power + 1
+    return f"{num_bytes:.3g} {units[power]}"
+
+
 @contextmanager
 def memory(message: Callable[[], str]) -> Iterator[None]:
     """Raise ResourceError with ``message()`` when memory runs out inside.

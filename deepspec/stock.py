@@ -1,4 +1,4 @@
-"""The stock parts, objective terms and evaluation tasks, through the same hook that plugins use."""
+"""The stock parts, objective terms, feature sources and evaluation tasks, by the hook that plugins use."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ def deepspec_parts() -> list[str]:
         "lk=deepspec.train.terms:AcceptanceLikelihood",
         "lk_hybrid=deepspec.train.terms:HybridLikelihood",
         "confidence=deepspec.train.terms:ConfidenceEntropy",
+        "online=deepspec.features.source:OnlineFeatures",
+        "cached=deepspec.features.cached:CachedFeatures",
         "stdlib=deepspec.evaluate.tasks:Stdlib",
         "prose=deepspec.evaluate.tasks:Prose",
         "gsm8k=deepspec.evaluate.tasks:Gsm8k",

@@ -12,7 +12,7 @@ import deepspec
 from deepspec.config import EvalConfig, TargetConfig
 from deepspec.engine import Engine, SamplingParams
 from deepspec.errors import ResourceError
-from deepspec.resources import memory, writing
+from deepspec.resources import memory, size_text, writing
 from deepspec.runs import Run
 from deepspec.target import KVSlots, Target, load, load_target
 from deepspec.train.assemble import assemble
@@ -112,3 +112,10 @@ def test_an_engines_draft_state_names_its_knobs(run: Run, exhausted: Callable[[t
     exhausted(type(run.parts.drafter), "allocate")
     with pytest.raises(ResourceError, match=r"5 requests of \d+ positions; lower max_batch or max_positions"):
         Engine(run.target, run.parts, max_batch=5, max_positions=40)
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (2.5e9, "2.5 GB"), (38e12, "38 TB")]
+)
+def test_sizes_are_said_as_disks_are_sold(num_bytes: float, text: str) -> None:
+    assert size_text(num_bytes) == text

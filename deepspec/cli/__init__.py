@@ -20,6 +20,7 @@ from deepspec.cli import (
     data,
     doctor,
     evaluate,
+    features,
     generate,
     plugins,
     profile,
@@ -58,6 +59,7 @@ def _root(
 
 
 app.command("train")(train.train)
+app.command("features")(features.features)
 app.command("eval")(evaluate.evaluate)
 app.command("calibrate")(calibrate.calibrate)
 app.command("compare")(compare.compare)

@@ -68,6 +68,9 @@ def train(
         int | None, typer.Option("--seed", metavar="N", help="Of weights, data order, anchors.")
     ] = None,
     trust_remote_code: TrustFlag = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would take, after two steps; writes nothing.")
+    ] = False,
     no_eval: Annotated[bool, typer.Option("--no-eval", help="Do not measure at the end.")] = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -88,6 +91,8 @@ def train(
         "seed": seed,
     }
     settings = _settings(strategy, config, flags, set_ or [], resume=resume)
+    if dry_run:
+        return _estimate(settings, resume=resume, json=json)
     run = _train(settings, resume=resume, check_tasks=not no_eval, quiet=quiet)
     report = None if no_eval else _evaluate(run, settings, quiet=quiet)
     if json:
@@ -128,6 +133,31 @@ def _settings(
     return settings
 
 
+def _estimate(settings: RunConfig, *, resume: bool, json: bool) -> None:
+    from deepspec.cli.console import table
+    from deepspec.cli.progress import clock
+    from deepspec.errors import ConfigError
+    from deepspec.resources import size_text
+    from deepspec.train.estimate import estimate
+
+    if resume:
+        raise ConfigError("--dry-run is about a new run, --resume about one that was begun; give one of them")
+    found = estimate(settings)
+    if json:
+        return print_json(found.to_json())
+    steps = settings.train.num_steps
+    rows = [
+        ("drafter", f"{found.drafter_parameters:,} parameters, {found.trained_parameters:,} trained"),
+        ("target", f"{found.target_parameters:,} parameters in memory"),
+        ("text", f"{found.text_tokens:,} tokens in {found.num_rows:,} rows"),
+        ("training", f"{found.epochs:.2g} times over it, {found.step_tokens:,} tokens a step"),
+        ("memory", f"{size_text(found.memory_bytes)} at the most in two steps"),
+        ("disk", f"{size_text(found.disk_bytes)} of checkpoints; {size_text(found.free_bytes)} free"),
+        ("time", f"{clock(found.seconds)} for {steps:,} steps of {found.step_seconds:.3g} s"),
+    ]
+    return stdout().print(table(("training would take", ""), rows))
+
+
 def _origin(flags: dict[str, Any]) -> dict[str, Any] | None:
     """Strategy and target of the run that ``--init-from`` names."""
     if flags["train.init_from"] is None:
@@ -160,6 +190,13 @@ def _evaluate(run: Run, settings: RunConfig, *, quiet: bool) -> EvalReport:
     from deepspec.resources import writing
     from deepspec.runs import store_evaluation
 
+    if not run.target.is_whole:
+        run = deepspec.load(
+            run.path,
+            device=settings.device,
+            target_device=settings.target.device,
+            trust_remote_code=settings.target.trust_remote_code,
+        )
     if not quiet:
         stderr().print(f"measuring on {', '.join(settings.eval.tasks)}", markup=False)
     report = deepspec.evaluate(run, config=settings.eval, against_transformers=True)

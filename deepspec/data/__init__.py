@@ -3,7 +3,7 @@
 from deepspec.data.batches import BatchSampler, batches
 from deepspec.data.cache import tokenize_once
 from deepspec.data.chat import encode_chat, encode_prompt
-from deepspec.data.corpus import TokenizedCorpus, split_held_out, tokenize
+from deepspec.data.corpus import TokenizedCorpus, joined, split_held_out, tokenize
 from deepspec.data.default import default_examples
 from deepspec.data.examples import (
     ChatExample,
@@ -26,6 +26,7 @@ __all__ = [
     "default_examples",
     "encode_chat",
     "encode_prompt",
+    "joined",
     "read_examples",
     "split_held_out",
     "tokenize",

@@ -116,6 +116,17 @@ def tokenize(
     return TokenizedCorpus(torch.cat(tokens), torch.cat(supervised), ends, torch.tensor(owners))
 
 
+def joined(one: TokenizedCorpus, other: TokenizedCorpus) -> TokenizedCorpus:
+    """The pieces of both, those of ``one`` first; a document that is in both counts as two."""
+    documents = other.documents + (int(one.documents.max()) + 1 if one.num_pieces else 0)
+    return TokenizedCorpus(
+        torch.cat([one.tokens, other.tokens]),
+        torch.cat([one.supervised, other.supervised]),
+        torch.cat([one.ends, other.ends + one.num_tokens]),
+        torch.cat([one.documents, documents]),
+    )
+
+
 def split_held_out(
     corpus: TokenizedCorpus, fraction: float, seed: int
 ) -> tuple[TokenizedCorpus, TokenizedCorpus]:

@@ -55,11 +55,11 @@ class ModelSource:
             TargetError: not there, offline, gated, wrong revision, or unreadable.
             ResourceError: it does not fit into memory.
         """
-        return self.attempt(lambda: _load_model(self.place, dtype, self._options))
+        return self.attempt(lambda: read_model(self.place, dtype, self.options))
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Its tokenizer; raises TargetError."""
-        return self.attempt(lambda: AutoTokenizer.from_pretrained(self.place, **self._options))
+        return self.attempt(lambda: AutoTokenizer.from_pretrained(self.place, **self.options))
 
     def attempt(self, load: Callable[[], Loaded]) -> Loaded:
         """Run a loader and turn what can go wrong into one line that says which."""
@@ -86,7 +86,8 @@ class ModelSource:
         return Path(found).parent.name if isinstance(found, str) else self.revision
 
     @property
-    def _options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
+        """What all of transformers' loaders are to be given."""
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
     def _hub_reason(self, error: BaseException) -> str | None:
@@ -127,8 +128,8 @@ def load_target(config: TargetConfig, *, device: str | None = None) -> Target:
         ResourceError: it does not fit into memory.
     """
     place = resolve_device(config.device or device)
-    source = _target_source(config)
-    model = source.load_model(_dtype(config.dtype, place))
+    source = target_source(config)
+    model = source.load_model(target_dtype(config.dtype, place))
     tokenizer = source.load_tokenizer()
     return source.attempt(
         lambda: make_target(model.to(place), tokenizer, name=config.name, revision=source.commit)
@@ -137,10 +138,11 @@ def load_target(config: TargetConfig, *, device: str | None = None) -> Target:
 
 def load_tokenizer(config: TargetConfig) -> PreTrainedTokenizerBase:
     """A target's tokenizer without its weights; raises TargetError."""
-    return _target_source(config).load_tokenizer()
+    return target_source(config).load_tokenizer()
 
 
-def _target_source(config: TargetConfig) -> ModelSource:
+def target_source(config: TargetConfig) -> ModelSource:
+    """The model that a configuration names as its target."""
     return ModelSource(
         what="target",
         name=config.name,
@@ -170,13 +172,15 @@ def resolve_device(name: str | None) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype | str:
+def target_dtype(name: str, device: torch.device) -> torch.dtype | str:
+    """What a target's weights are held in on ``device``, from ``target.dtype``."""
     if name != "auto":
         return getattr(torch, name)
     return torch.float32 if device.type == "cpu" else "auto"
 
 
-def _load_model(source: str, dtype: torch.dtype | str, options: dict[str, Any]) -> Any:
+def read_model(source: str, dtype: torch.dtype | str, options: dict[str, Any]) -> Any:
+    """The model at ``source``, read from safetensors alone; errors are transformers' own."""
     quiet = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

@@ -5,15 +5,15 @@ of it. Never samples, never trains.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from deepspec.errors import ConfigError
+from deepspec.errors import ConfigError, TargetError
 from deepspec.interfaces import TargetInfo
 from deepspec.target.decoder import PackedDecoder
 from deepspec.target.packed import KVSlots
@@ -32,6 +32,7 @@ class Target:
         tokenizer: its tokenizer, or None for a bare model.
         name: as the user gave it. revision: the commit, when known. fingerprint: of the weights.
         stop_token_ids: tokens that end a text.
+        absent_layer: reads a decoder layer from the files of a target whose layers were left out.
     """
 
     decoder: PackedDecoder
@@ -41,6 +42,12 @@ class Target:
     revision: str | None
     fingerprint: str
     stop_token_ids: tuple[int, ...]
+    absent_layer: Callable[[int], nn.Module] | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its decoder layers are in memory, so that it can read and decode."""
+        return self.absent_layer is None
 
     @property
     def model(self) -> PreTrainedModel:
@@ -80,21 +87,36 @@ class Target:
                     "never the last (a drafter that wants its output reads features.last_hidden)"
                 )
 
+    def layer(self, number: int) -> nn.Module:
+        """A decoder layer with its weights; one without any when no file has them by their usual names."""
+        if self.absent_layer is not None:
+            return self.absent_layer(number)
+        return self.model.get_decoder().layers[number]
+
     def forward(
         self, tokens: Tensor, spans: Sequence[Span], cache: KVSlots | None, layers: Sequence[int]
     ) -> Features:
-        """One packed forward; see :meth:`PackedDecoder.forward`."""
+        """One packed forward; see :meth:`PackedDecoder.forward`. Raises TargetError without layers."""
+        self._check_whole()
         features: Features = self.decoder(tokens, spans, cache, layers)
         return features
 
     @torch.no_grad()
     def features(self, batch: TokenBatch, layers: Sequence[int]) -> Features:
-        """Features of training text; see :meth:`PackedDecoder.read`."""
+        """Features of training text; see :meth:`PackedDecoder.read`. Raises TargetError without layers."""
+        self._check_whole()
         return self.decoder.read(batch, layers)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., V]`` of last hidden states ``[..., D]``: the LM head and the final soft-cap."""
         return self.decoder.logits(hidden)
+
+    def _check_whole(self) -> None:
+        if not self.is_whole:
+            raise TargetError(
+                f"target {self.name!r} is here without its decoder layers, as training on stored features "
+                "leaves it; load the run again: deepspec.load(run.path)"
+            )
 
 
 def make_target(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING
 
@@ -73,20 +74,20 @@ def copy_target_layers(drafter: nn.Module, target: Target) -> int:
     Returns:
         How many tensors were copied. All or none: 0 when a draft layer's tensor has another name or shape.
     """
-    decoder = target.model.get_decoder()
     own = drafter.state_dict()
     matches = {name: match for name in own if (match := _LAYER.fullmatch(name))}
     depths: dict[str, int] = {}
     for match in matches.values():
         depths[match.group(1)] = max(depths.get(match.group(1), 0), 1 + int(match.group(2)))
+    layer = functools.cache(target.layer)
     pairs = []
     for name, match in matches.items():
         number = target.info.num_layers - depths[match.group(1)] + int(match.group(2))
-        source = _start_value(decoder.layers[number], match.group(3)) if number >= 0 else None
+        source = _start_value(layer(number), match.group(3)) if number >= 0 else None
         pairs.append((own[name], source))
     if any(source is None or source.shape != tensor.shape for tensor, source in pairs):
         return 0
-    final = _start_value(decoder, "norm.weight")
+    final = _start_value(target.model.get_decoder(), "norm.weight")
     norms = [own[name] for prefix in depths if (name := f"{prefix}norm.weight") in own]
     pairs += [(norm, final) for norm in norms if final is not None and final.shape == norm.shape]
     for tensor, source in pairs:

@@ -1,4 +1,4 @@
-"""Everything before the first step: configuration, folder, target, text, draft model, state to resume.
+"""Everything before the first step: configuration, target, text, draft model, state to resume.
 
 All input is checked here, and the run folder is made only when nothing is left that could be refused.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,19 +18,20 @@ from deepspec.config import RunConfig
 from deepspec.data import BatchSampler, TokenizedCorpus
 from deepspec.errors import CheckpointError, ConfigError
 from deepspec.evaluate.tasks import collect_prompts
-from deepspec.paths import runs_root, written_whole
+from deepspec.features import FeatureSource, SourceContext
+from deepspec.paths import written_whole
+from deepspec.plugins import resolve_part
 from deepspec.records import TrainingCost
 from deepspec.resources import writing
 from deepspec.runs import (
     check_target,
     newest_checkpoint,
     pinned,
-    read_config,
     read_state,
     write_json,
 )
 from deepspec.strategy import Strategy
-from deepspec.target import Target, load_target
+from deepspec.target import Target
 from deepspec.target.load import resolve_device
 from deepspec.train.assemble import assemble, copy_target_layers
 from deepspec.train.checkpoint import read_optimizer, read_weights, remove_partial
@@ -48,10 +48,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: What a resumed run may have different: where it runs, what is trusted, how it is measured afterwards.
-_FREE_KEYS = ("out", "device", "target.device", "target.trust_remote_code", "train.tracker", "eval.")
-
 _NOTHING = TrainingCost(train_tokens=0, train_seconds=0.0, train_flops=0, train_flops_target=0)
+
+
+@dataclass(frozen=True)
+class Built:
+    """All that is in memory before the first step.
+
+    Attributes:
+        vocabulary_coverage: share of the text's labels that can be drafted, None when all can.
+        init_from: the run, step and strategy whose drafter this one began as, None when it was no run's.
+    """
+
+    trainer: Trainer
+    validation: Validation
+    vocabulary_coverage: float | None
+    init_from: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -100,80 +112,54 @@ def run_config(
     return base.model_copy(update=changes)
 
 
-def open_folder(config: RunConfig, *, resume: bool) -> Path:
-    """The run folder, not made yet; raises CheckpointError when it cannot be used."""
-    if resume:
-        if config.out is None:
-            raise CheckpointError("resuming needs the run's folder; give --out FOLDER")
-        folder = Path(config.out)
-        keys = differing_keys(read_config(folder), config)
-        if keys:
-            raise CheckpointError(
-                f"{folder} was started with another configuration; these keys differ: {', '.join(keys)}; "
-                f"give the same values, or only `deepspec train --resume --out {folder}`"
-            )
-        return folder
-    if config.out is None:
-        return _new_folder(config.strategy.name)
-    folder = Path(config.out)
-    if (folder / "config.json").exists():
-        raise CheckpointError(
-            f"{folder} already holds a run; go on with it (deepspec train --resume --out {folder}), or "
-            "choose another --out"
-        )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is not an empty folder; choose another --out")
-    return folder
-
-
-def differing_keys(saved: RunConfig, given: RunConfig) -> list[str]:
-    """Dotted keys in which a resumed run would differ and must not."""
-    old, new = (dict(_leaves(config.model_dump(mode="json"))) for config in (saved, given))
-    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    return [
-        key
-        for key in keys
-        if not any(key == free or (free[-1] == "." and key.startswith(free)) for free in _FREE_KEYS)
-    ]
-
-
 def prepare(
     config: RunConfig, folder: Path, *, resume: bool, check_tasks: bool, manager: pluggy.PluginManager
 ) -> Prepared:
     """Load and check everything, then make the folder (or read the state to go on from)."""
+    checkpoint = newest_checkpoint(folder) if resume else None
+    built = build(config, checkpoint, check_tasks=check_tasks, manager=manager)
+    first_step, cost = _resumed(folder, built.trainer) if resume else _started(folder, config)
+    return Prepared(
+        folder=folder,
+        trainer=built.trainer,
+        validation=built.validation,
+        first_step=first_step,
+        cost=cost,
+        vocabulary_coverage=built.vocabulary_coverage,
+        init_from=built.init_from,
+    )
+
+
+def build(
+    config: RunConfig, checkpoint: Path | None, *, check_tasks: bool, manager: pluggy.PluginManager
+) -> Built:
+    """Load and check everything; nothing is written.
+
+    With a ``checkpoint`` to go on from, the target and the drafter are those that its run began with.
+    """
+    begun = config if checkpoint is None else pinned(config, read_state(checkpoint))
     device = resolve_device(config.device)
-    built = _as_begun(config, folder) if resume else config
-    target = load_target(built.target, device=str(device))
+    source_class: type[FeatureSource] = resolve_part(manager, FeatureSource.kind, config.features.source)
+    target = source_class.open_target(begun, str(device))
     precise = torch.float64 if target.dtype == torch.float64 else torch.float32
-    parts = assemble(built.strategy, target, device=device, dtype=precise, seed=config.seed, manager=manager)
+    parts = assemble(begun.strategy, target, device=device, dtype=precise, seed=config.seed, manager=manager)
     objective = make_objective(parts, target, manager)
-    _check_fit(config, target, parts)
+    check_fit(config, target, parts)
     if check_tasks:
         collect_prompts(config.eval.tasks, target, config.eval)
     corpus, held_out = corpora(config, target, parts)
+    source = source_class(SourceContext.of(config, target, parts.drafter))
+    source.check((corpus, held_out))
     rows = {"sequences": config.train.sequences_per_step, "sequence_length": config.data.sequence_length}
     sampler = BatchSampler(corpus, **rows, seed=config.seed)
     validation = Validation.of(held_out, **rows, max_positions=target.info.max_positions)
     if config.train.init_from is None and config.train.init_from_target is not False:
         _start_from_target(parts, target, is_required=config.train.init_from_target is True)
-    trainer = Trainer(parts, target, objective=objective, sampler=sampler, config=config, device=device)
-    coverage, origin = _begin(trainer, corpus, newest_checkpoint(folder) if resume else None)
-    first_step, cost = _resumed(folder, trainer) if resume else _started(folder, config)
-    return Prepared(
-        folder=folder,
-        trainer=trainer,
-        validation=validation,
-        first_step=first_step,
-        cost=cost,
-        vocabulary_coverage=coverage,
-        init_from=origin,
+    trainer = Trainer(
+        parts, target, objective=objective, sampler=sampler, config=config, device=device, source=source
     )
-
-
-def _as_begun(config: RunConfig, folder: Path) -> RunConfig:
-    """What to build when resuming: the target and the drafter that the run began with."""
-    checkpoint = newest_checkpoint(folder)
-    return config if checkpoint is None else pinned(config, read_state(checkpoint))
+    coverage, origin = _begin(trainer, corpus, checkpoint)
+    return Built(trainer, validation, vocabulary_coverage=coverage, init_from=origin)
 
 
 def _start_from_target(parts: Parts, target: Target, *, is_required: bool) -> None:
@@ -219,7 +205,8 @@ def _choose_vocabulary(drafter: Drafter[Any], target: Target, corpus: TokenizedC
     return coverage
 
 
-def _check_fit(config: RunConfig, target: Target, parts: Parts) -> None:
+def check_fit(config: RunConfig, target: Target, parts: Parts) -> None:
+    """Raise ConfigError when there is nothing to train, or the target does not take rows of that length."""
     if not parts.drafter.trainable:
         raise ConfigError(
             f"drafter {parts.drafter.name!r} has no weights to train; measure it as it is: "
@@ -282,21 +269,3 @@ def _cut_log(path: Path, step: int) -> None:
             logger.warning("%s: a damaged line is dropped", path)
     with writing(path, lambda: "make room and try again"), written_whole(path) as partial:
         partial.write_text("".join(kept), encoding="utf-8")
-
-
-def _new_folder(strategy: str) -> Path:
-    base = runs_root() / f"{strategy}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder, number = base, 2
-    while folder.exists():
-        folder, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return folder
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found += _leaves(value, f"{prefix}{name}.")
-        else:
-            found.append((f"{prefix}{name}", value))
-    return found

@@ -28,9 +28,10 @@ from deepspec.runs import Run, checkpoint_path, newest_checkpoint, target_record
 from deepspec.train.assemble import for_decoding
 from deepspec.train.checkpoint import write_checkpoint
 from deepspec.train.flops import StepFlops, count_step
+from deepspec.train.folder import open_folder
 from deepspec.train.logs import RunLog, check_tracker
-from deepspec.train.prepare import Prepared, open_folder, prepare, run_config
-from deepspec.train.trainer import StepResult
+from deepspec.train.prepare import Prepared, prepare, run_config
+from deepspec.train.trainer import StepResult, memory_advice
 from deepspec.types import StepRecord
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ def train(
     manager: pluggy.PluginManager | None = None,
 ) -> Run:
     """Train a drafter and return it, loaded.
+
+    With stored features (``features.source``) the run's target has no decoder layers; ``deepspec.load`` of
+    the run's folder gives it with all of them.
 
     Args:
         strategy: a composition or its registered name.
@@ -268,13 +272,7 @@ class _Session:
         return f"deepspec train --resume --out {self.folder}"
 
     def _step_needs_memory(self, step: int) -> str:
-        config = self.config
-        return (
-            f"memory ran out in step {step}; {self._last_good()}; lower "
-            f"--set train.anchors_per_sequence (now {config.anchors_per_sequence}) or "
-            f"--set train.sequences_per_step (now {config.sequences_per_step}), or raise "
-            f"--set train.accumulation (now {config.accumulation}), which changes no result"
-        )
+        return f"memory ran out in step {step}; {self._last_good()}; {memory_advice(self.config)}"
 
     def _validation_needs_memory(self, step: int) -> str:
         return (

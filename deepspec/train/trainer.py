@@ -1,6 +1,6 @@
 """One optimiser step: text, target features, draft blocks, loss, update.
 
-Features are computed online by the frozen target in this process. A step's rows may be computed in parts
+Features come from a :class:`deepspec.features.FeatureSource`. A step's rows may be computed in parts
 (``train.accumulation``); anchors and the loss's normaliser are those of the whole step, so the parts add up
 to the same gradient. Step k is a function of the weights, the seed and k.
 """
@@ -16,6 +16,7 @@ import torch
 
 from deepspec.data import BatchSampler
 from deepspec.errors import ConfigError
+from deepspec.features import FeatureSource, OnlineFeatures, SourceContext
 from deepspec.interfaces import Drafter, HeadStep
 from deepspec.plugins import resolve_part
 from deepspec.target import Target
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     import pluggy
     from torch import Tensor
 
-    from deepspec.config import RunConfig
+    from deepspec.config import RunConfig, TrainConfig
     from deepspec.strategy import Parts
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,15 @@ def make_objective(parts: Parts, target: Target, manager: pluggy.PluginManager) 
     return BlockObjective(terms, weights, target_logits=target_logits)
 
 
+def memory_advice(config: TrainConfig) -> str:
+    """What to set when the memory does not hold a step."""
+    return (
+        f"lower --set train.anchors_per_sequence (now {config.anchors_per_sequence}) or "
+        f"--set train.sequences_per_step (now {config.sequences_per_step}), or raise "
+        f"--set train.accumulation (now {config.accumulation}), which changes no result"
+    )
+
+
 def _own_precision(target: Target) -> torch.autocast:
     """The drafter's autocast is none of the target's business: it runs in its own float type."""
     return torch.autocast(target.device.type, enabled=False)
@@ -102,6 +112,7 @@ class Trainer:
     Args:
         parts: on ``device``, weights in float32 (the master weights).
         sampler: training batches, on CPU.
+        source: of the target's features; its forward in this process when None.
     """
 
     def __init__(
@@ -113,6 +124,7 @@ class Trainer:
         sampler: BatchSampler,
         config: RunConfig,
         device: torch.device,
+        source: FeatureSource | None = None,
     ) -> None:
         self.parts = parts
         self.target = target
@@ -123,6 +135,7 @@ class Trainer:
         self.modules = parts.modules()
         assert isinstance(parts.drafter, Drafter), "what has no weights to train is refused before"
         self.drafter = parts.drafter
+        self.source = source or OnlineFeatures(SourceContext.of(config, target, self.drafter))
         vocab_sizes = {target.info.vocab_size, len(self.drafter.readout().weight)}
         vocab_sizes |= {m.num_embeddings for m in self.modules.modules() if isinstance(m, torch.nn.Embedding)}
         parameters = dict(self.modules.named_parameters())
@@ -218,9 +231,9 @@ class Trainer:
         return hidden, step, OutputWeights(drafter.readout(), head.output_weight), features, anchors
 
     def features(self, batch: TokenBatch) -> Features:
-        """What the frozen target makes of a batch, on the draft model's device."""
+        """What the frozen target makes, or made, of a batch, on the draft model's device."""
         with _own_precision(self.target):
-            found = self.target.features(batch.to(self.target.device), self.drafter.target_layers)
+            found = self.source.features(batch)
         return Features(found.tapped.to(self.device), found.last_hidden.to(self.device))
 
     def _autocast(self) -> torch.autocast:

@@ -44,10 +44,11 @@ class Validation:
         )
 
     def measure(self, trainer: Trainer) -> ValidationResult:
-        """Both numbers for the weights as they are."""
+        """Both numbers for the weights as they are; nothing is decoded without the target's layers."""
+        prompts = self.prompts if trainer.target.is_whole else ()
         return ValidationResult(
             expected_accepted_length=trainer.expected_accepted_length(self.batches),
-            accepted_length=decoded_accepted_length(trainer.target, trainer.parts, self.prompts),
+            accepted_length=decoded_accepted_length(trainer.target, trainer.parts, prompts),
         )
 
 
@@ -55,7 +56,8 @@ class Validation:
 class ValidationResult:
     """Accepted lengths, bonus token included: by the formula on held-out text, and as decoded.
 
-    ``accepted_length`` is None when no held-out document is long enough to start from.
+    ``accepted_length`` is None when no held-out document is long enough to start from, and with stored
+    features, where the target's layers are not loaded.
     """
 
     expected_accepted_length: float

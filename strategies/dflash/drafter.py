@@ -87,6 +87,7 @@ class DFlashDrafter(Drafter[BlockState]):
     """Parallel block drafter over target features; embedding and LM head are the target's, frozen."""
 
     name = "dflash"
+    reads_last_hidden = False
     Config = DFlashConfig
     config: DFlashConfig
 

@@ -65,6 +65,7 @@ class DraftModel(Drafter[Unrolled]):
     """
 
     name = "draft_model"
+    reads_last_hidden = False
     Config = DraftModelConfig
     config: DraftModelConfig
     target_ids: Tensor | None

@@ -70,6 +70,7 @@ class Eagle3Drafter(Drafter[UnrolledRound]):
     """Autoregressive drafter over target features; embedding and LM head are the target's, frozen."""
 
     name = "eagle3"
+    reads_last_hidden = False
     Config = Eagle3Config
     config: Eagle3Config
 

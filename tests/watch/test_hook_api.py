@@ -17,6 +17,7 @@ import deepspec
 from deepspec import errors, hookspecs, interfaces, nn, testing, types
 from deepspec.errors import PluginError
 from deepspec.evaluate import EvalTask
+from deepspec.features import FeatureSource, SourceContext
 from deepspec.plugins import create_plugin_manager, register
 from deepspec.strategy import Objective, Strategy
 from deepspec.target import ModelSource, PackedDecoder
@@ -101,7 +102,7 @@ def contract() -> Iterator[str]:
         value for module in (interfaces, types) for name, value in vars(module).items() if name[0] != "_"
     ]
     found += [*(getattr(nn, name) for name in nn.__all__), PackedDecoder, ModelSource]
-    found += [ObjectiveTerm, GradedRows, EvalTask, Strategy, Objective]
+    found += [ObjectiveTerm, GradedRows, EvalTask, FeatureSource, SourceContext, Strategy, Objective]
     found += [getattr(module, name) for module in (deepspec, testing) for name in module.__all__]
     found += [value for name, value in vars(errors).items() if name[0] != "_"]
     for value in dict.fromkeys(value for value in found if callable(value)):

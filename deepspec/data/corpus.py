@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+#: Tokens that are counted at once, so that no index of all of them is made.
+_PART = 1 << 20
+
+
 @dataclass(frozen=True, eq=False)
 class TokenizedCorpus:
     """Pieces of documents, flat.
@@ -53,10 +57,23 @@ class TokenizedCorpus:
     def select(self, pieces: Tensor) -> TokenizedCorpus:
         """The corpus of some pieces (int64 indices, in the order given)."""
         lengths = self.lengths()[pieces]
-        ends = lengths.cumsum(0)
-        shift = (self.ends[pieces] - ends).repeat_interleave(lengths)
-        places = torch.arange(int(lengths.sum())) + shift
-        return TokenizedCorpus(self.tokens[places], self.supervised[places], ends, self.documents[pieces])
+        ends = self.ends[pieces]
+        places = [
+            slice(end - length, end) for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)
+        ]
+        # No index of every token, which would be larger than the tokens.
+        tokens, supervised = (
+            torch.cat([flat[:0], *(flat[place] for place in places)])
+            for flat in (self.tokens, self.supervised)
+        )
+        return TokenizedCorpus(tokens, supervised, lengths.cumsum(0), self.documents[pieces])
+
+    def label_counts(self, vocab_size: int) -> Tensor:
+        """How often each token is supervised, int64 ``[V]``."""
+        counts = torch.zeros(vocab_size, dtype=torch.int64)
+        for tokens, supervised in zip(self.tokens.split(_PART), self.supervised.split(_PART), strict=True):
+            counts += torch.bincount(tokens[supervised], minlength=vocab_size)
+        return counts
 
 
 def tokenize(

@@ -16,10 +16,10 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from deepspec.data.check import mask_problem
 from deepspec.data.documents import documents
@@ -148,7 +148,7 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _writing(path: Path) -> Any:
+def _writing(path: Path) -> AbstractContextManager[None]:
     return writing(path, lambda: "make room or choose another --out, and try again")
 
 

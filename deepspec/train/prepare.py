@@ -42,7 +42,6 @@ from deepspec.train.validation import Validation
 
 if TYPE_CHECKING:
     import pluggy
-    from torch import Tensor
 
     from deepspec.interfaces import Drafter
     from deepspec.strategy import Parts
@@ -190,19 +189,14 @@ def _begin(
     ids = trainer.drafter.readout().target_ids
     if ids is None:
         return None, origin
-    counts = _label_counts(corpus, trainer.target)
+    counts = corpus.label_counts(trainer.target.info.vocab_size)
     return float(counts[ids.cpu()].sum() / counts.sum()), origin
-
-
-def _label_counts(corpus: TokenizedCorpus, target: Target) -> Tensor:
-    """How often each token of the vocabulary is a label, int64 ``[V]``."""
-    return torch.bincount(corpus.tokens[corpus.supervised], minlength=target.info.vocab_size)
 
 
 def _choose_vocabulary(drafter: Drafter[Any], target: Target, corpus: TokenizedCorpus) -> float | None:
     """Let the drafter choose its tokens by the text; the same text gives a resumed run the same ones."""
     assert target.tokenizer is not None, "a loaded target always has its tokenizer"
-    counts = _label_counts(corpus, target)
+    counts = corpus.label_counts(target.info.vocab_size)
     special = {*target.tokenizer.all_special_ids, *target.stop_token_ids}
     special -= {*drafter.reserved_token_ids}
     coverage = drafter.choose_vocabulary(counts, sorted(i for i in special if i < len(counts)))

@@ -16,6 +16,7 @@ from deepspec.data import (
     split_held_out,
     tokenize,
 )
+from deepspec.data import corpus as corpus_module
 from deepspec.errors import ConfigError, DataError
 from tests import tiny_tokenizer
 
@@ -211,6 +212,16 @@ def test_selected_pieces_are_the_pieces_asked_for():
     tok, corpus = corpus_of(*[TextExample(f"f:{i}", str(i) * (i + 1)) for i in range(6)])
     chosen = corpus.select(torch.tensor([4, 1]))
     assert [marked(tok, chosen, i) for i in range(2)] == ["«44444<end>»", "«11<end>»"]
+
+
+def test_labels_are_counted_part_by_part(monkeypatch):
+    monkeypatch.setattr(corpus_module, "_PART", 3)
+    tok, corpus = corpus_of(ResponseExample("f:1", "aab", "abca"), TextExample("f:2", "bb"))
+    counts = corpus.label_counts(len(tok))
+    expected = {"a": 2, "b": 3, "c": 1, "<end>": 2}
+    assert {
+        tok.convert_ids_to_tokens(i): int(counts[i]) for i in counts.nonzero().flatten().tolist()
+    } == expected
 
 
 def test_prompts_are_encoded_as_decoding_needs_them():

@@ -13,6 +13,7 @@ from deepspec.data import (
     TextExample,
     encode_chat,
     encode_prompt,
+    joined,
     split_held_out,
     tokenize,
 )
@@ -197,6 +198,20 @@ def test_the_split_goes_by_document_and_depends_on_the_seed_alone():
     other = split_held_out(corpus, 0.2, seed=4)[1]
     assert torch.equal(held_out.tokens, again.tokens)
     assert held_out.documents.unique().tolist() != other.documents.unique().tolist()
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3])
+def test_what_was_split_is_joined_piece_by_piece(fraction):
+    _, corpus = corpus_of(*(TextExample(f"f:{i}", chr(97 + i) * (5 + 7 * i)) for i in range(9)), length=16)
+    parts = split_held_out(corpus, fraction, seed=1)
+    whole = joined(*parts)
+    lengths = [part.num_pieces for part in parts]
+    for part, start in zip(parts, (0, lengths[0]), strict=True):
+        again = whole.select(torch.arange(start, start + part.num_pieces))
+        for name in ("tokens", "supervised", "ends"):
+            assert getattr(again, name).equal(getattr(part, name))
+    assert whole.num_tokens == corpus.num_tokens
+    assert len(whole.documents.unique()) == 9
 
 
 def test_a_small_fraction_still_holds_one_document_out_and_zero_holds_none():

@@ -274,3 +274,14 @@ def test_a_plugin_brings_a_source_of_its_own(target: Path, text: Path, tmp_path:
     run(online(chosen), tmp_path / "online")
     assert losses(tmp_path / "halved") != losses(tmp_path / "online")
     assert len(seen) == 1
+
+
+def test_the_held_out_text_of_prepared_data_is_stored_too(target: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    save_documents(folder / "train.jsonl", seed=1)
+    save_documents(folder / "held-out.jsonl", seed=2, number=3)
+    (folder / "data.json").write_text("{}")
+    chosen = settings(target, folder, tmp_path / "cache")
+    write(chosen)
+    assert run(chosen, tmp_path / "run").step == 6

@@ -35,7 +35,7 @@ _BLOCKED = os.environ["DEEPSPEC_BLOCK_PLUGINS"]
 # new ones, and prints how to repeat one that fails.
 ANY_SPEED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("quick", ANY_SPEED, max_examples=30, derandomize=True)
-settings.register_profile("thorough", ANY_SPEED, max_examples=400, print_blob=True)
+settings.register_profile("thorough", ANY_SPEED, max_examples=150, print_blob=True)
 settings.load_profile("thorough" if os.environ.get("DEEPSPEC_THOROUGH") == "1" else "quick")
 
 

@@ -67,7 +67,7 @@ def test_every_verifier_policy_and_head_keeps_the_law(verifier: str, policy: str
     assert max(lengths) == 2 or (policy == "topk" and max(lengths) == 1)
 
 
-@settings(max_examples=80 if THOROUGH else 10)
+@settings(max_examples=30 if THOROUGH else 10)
 @given(
     verifier=st.sampled_from(registered("verifier")),
     threshold=st.floats(0, 1),

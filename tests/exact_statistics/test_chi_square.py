@@ -33,7 +33,7 @@ FALSE_ALARMS = 1e-6
 MIN_EXPECTED = 10
 #: Draws for one composition a verifier, and for each of the rest.
 pytestmark = pytest.mark.thorough
-MANY, FEW = (200_000, 20_000) if THOROUGH else (20_000, 4_000)
+MANY, FEW = (100_000, 20_000) if THOROUGH else (20_000, 4_000)
 BATCH = 4096
 SAMPLED = SamplingParams(temperature=1.2, max_tokens=NUM_TOKENS)
 TRUNCATED = SamplingParams(temperature=1.5, top_k=3, top_p=0.93, max_tokens=NUM_TOKENS)

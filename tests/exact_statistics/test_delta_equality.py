@@ -61,7 +61,7 @@ def _plain() -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("max_batch", [1, 3, 16])
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", STRATEGIES)
-@settings(max_examples=30 if THOROUGH else 4)
+@settings(max_examples=12 if THOROUGH else 4)
 @given(schedule=arrivals(), chunk=st.integers(1, 20))
 def test_every_schedule_gives_plain_decodings_tokens(
     name: str, policy: str, max_batch: int, schedule: list[Arrival], chunk: int

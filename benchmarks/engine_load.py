@@ -92,7 +92,6 @@ def simulated_speed(
         num_slots=num,
         num_steps=SIMULATED_STEPS,
         prefill_chunk=CHUNK,
-        seed=SEED,
     ).tokens_per_s
 
 

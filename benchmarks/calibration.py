@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import records
-import torch
 from rich.console import Console
 from traffic import Traffic
 
@@ -31,6 +30,7 @@ from deepspec.calibrators.measures import area_under_curve, calibration_error, c
 from deepspec.config import DataConfig, EvalConfig, RunConfig, TrainConfig
 from deepspec.data.default import default_examples
 from deepspec.data.examples import TextExample
+from deepspec.evaluate.calibration import calibrated
 from deepspec.evaluate.measure import decode_tasks
 from deepspec.evaluate.tasks import collect_prompts
 from deepspec.interfaces import Calibrator
@@ -102,7 +102,7 @@ def errors(calibrator: Calibrator | None, rounds: CalibrationRounds) -> dict[str
     """ECE and floor of the survival as fractions, and both AUCs, by position; None: confidence as it is."""
     conditional = rounds.conditional()
     if calibrator is not None:
-        conditional = calibrator.conditional(torch.from_numpy(rounds.confidence)).double().numpy()
+        conditional = calibrated(calibrator, rounds.confidence)
     survival, columns = conditional.cumprod(axis=1), range(rounds.draft_length)
     looked = rounds.looked
     found = {

@@ -26,6 +26,7 @@ from deepspec.cli.measuring import (
     TaskFileFlag,
     TasksFlag,
     TemperatureFlag,
+    check_file,
     given_settings,
     joined,
 )
@@ -105,8 +106,8 @@ def _check_places(html: str | None, out: str | None) -> None:
 
     from deepspec.errors import ConfigError
 
-    if html and (not Path(html).parent.is_dir() or Path(html).is_dir()):
-        raise ConfigError(f"--html {html}: give a file in a folder that exists")
+    if html:
+        check_file("--html", html)
     if out and Path(out).exists() and not Path(out).is_dir():
         raise ConfigError(f"--out {out}: is a file; give a folder")
 

@@ -46,3 +46,13 @@ def joined(config: EvalConfig, given: Mapping[str, Any]) -> EvalConfig:
     from deepspec.validation import validate
 
     return validate(type(config), {**config.model_dump(), **given}, "eval")
+
+
+def check_file(flag: str, path: str) -> None:
+    """Raise ConfigError, before anything is measured, where no file can be."""
+    from pathlib import Path
+
+    from deepspec.errors import ConfigError
+
+    if not Path(path).parent.is_dir() or Path(path).is_dir():
+        raise ConfigError(f"{flag} {path}: give a file in a folder that exists")

@@ -111,6 +111,7 @@ def _open(
 
 def _write(curve: SpsCurve, output: str, sglang: str | None) -> list[str]:
     """Store and export; a line for each file."""
+    from functools import partial
     from pathlib import Path
 
     from deepspec.resources import writing
@@ -120,7 +121,7 @@ def _write(curve: SpsCurve, output: str, sglang: str | None) -> list[str]:
     if sglang is not None:
         files.append((sglang, "--sglang", curve.to_sglang()))
     for path, flag, content in files:
-        with writing(Path(path), lambda flag=flag: f"choose another {flag}"):  # type: ignore[misc]
+        with writing(Path(path), partial(str.format, "choose another {}", flag)):
             write_json(Path(path), content)
     said = [f"stored in {output}: use it with --set policy.type=prefix --set policy.curve={output}"]
     return said if sglang is None else [*said, f"for SGLang: {sglang}"]

@@ -25,6 +25,7 @@ from deepspec.cli.measuring import (
     TaskFileFlag,
     TasksFlag,
     TemperatureFlag,
+    check_file,
     given_settings,
     joined,
 )
@@ -75,7 +76,7 @@ def report(
         max_tokens=max_tokens,
         seed=seed,
     )
-    place = check_file("--output", output)
+    check_file("--output", output)
     measured = None if curve is None else SpsCurve.read(curve)
     loaded = load_all(runs, device=device, target_device=target_device, trust_remote_code=trust_remote_code)
     settings = joined(loaded[0].config.eval, given)
@@ -91,19 +92,8 @@ def report(
         for run, name in zip(loaded, run_names(loaded), strict=True)
     ]
     found = portraits_json(portraits)
-    with writing(Path(place), lambda: "choose another --output"):
-        Path(place).write_text(report_html(found), encoding="utf-8")
+    with writing(Path(output), lambda: "choose another --output"):
+        Path(output).write_text(report_html(found), encoding="utf-8")
     if json:
         return print_json(found)
-    return stdout().print(f"page: {place}", soft_wrap=True, markup=False)
-
-
-def check_file(flag: str, path: str) -> str:
-    """``path``; raises ConfigError, before anything is measured, where no file can be."""
-    from pathlib import Path
-
-    from deepspec.errors import ConfigError
-
-    if not Path(path).parent.is_dir() or Path(path).is_dir():
-        raise ConfigError(f"{flag} {path}: give a file in a folder that exists")
-    return path
+    return stdout().print(f"page: {output}", soft_wrap=True, markup=False)

@@ -214,7 +214,7 @@ def fit_and_measure(trace: Trace, calibrator: Calibrator, *, soft: bool = False)
     options = {**calibrator.config.model_dump(exclude_unset=True), **options}
     cls = type(calibrator)
     fitted = cls(cls.Config.model_validate(options), calibrator.context)
-    before, after = others.conditional(), _applied(fitted, others)
+    before, after = others.conditional(), calibrated(fitted, others.confidence)
     survived_before, survived = before.cumprod(axis=1), after.cumprod(axis=1)
     return CalibrationReport(
         calibrator=calibrator.name,
@@ -244,9 +244,10 @@ def _check_enough(*halves: CalibrationRounds) -> None:
         )
 
 
-def _applied(calibrator: Calibrator, rounds: CalibrationRounds) -> Floats:
+def calibrated(calibrator: Calibrator, confidence: Floats) -> Floats:
+    """What a calibrator makes of confidence logits ``[M, G]``: conditional acceptances ``[M, G]``."""
     with torch.no_grad():
-        found: Floats = calibrator.conditional(torch.from_numpy(rounds.confidence)).double().numpy()
+        found: Floats = calibrator.conditional(torch.from_numpy(confidence)).double().numpy()
     return found
 
 

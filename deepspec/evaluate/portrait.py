@@ -13,13 +13,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from deepspec.calibrators.measures import NUM_BINS
 from deepspec.config import EvalConfig
 from deepspec.curves import SpsCurve
 from deepspec.errors import DataError
-from deepspec.evaluate.calibration import CalibrationReport, decode_whole, fit_and_measure, verifying_all
+from deepspec.evaluate.calibration import (
+    CalibrationReport,
+    calibrated,
+    decode_whole,
+    fit_and_measure,
+    verifying_all,
+)
 from deepspec.evaluate.measure import evaluate, task_names
 from deepspec.evaluate.report import SCHEMA, EvalReport
 from deepspec.interfaces import Calibrator
@@ -116,7 +121,7 @@ def portray(
     conditional = None
     if calibration is not None:
         options = {"type": calibration.calibrator, **calibration.options}
-        conditional = _conditional(redecoded(parts, calibrator=options).calibrator, trace.confidence)
+        conditional = calibrated(redecoded(parts, calibrator=options).calibrator, trace.confidence)
     logger.info("%s: simulated load", name)
     return Portrait(
         name=name,
@@ -141,12 +146,6 @@ def _calibration(trace: Trace, calibrator: Calibrator, name: str) -> Calibration
     except DataError as error:
         logger.info("%s: not calibrated: %s", name, error)
         return None
-
-
-def _conditional(calibrator: Calibrator, confidence: Floats) -> Floats:
-    with torch.no_grad():
-        found: Floats = calibrator.conditional(torch.from_numpy(confidence)).double().numpy()
-    return found
 
 
 def _both(rounds: CalibrationRounds, conditional: Floats) -> dict[str, Any]:

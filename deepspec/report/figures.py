@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from deepspec.report.plots import draw_acceptance, style
 
@@ -140,9 +140,10 @@ def _sps(runs: Sequence[Run]) -> ReportFigure:
                 curve["verify_tokens"], times, markersize=4, label=curve["model"], **style(len(seen) - 1)
             )
         axes.set(xlabel="tokens in a step", ylabel="step, ms", xscale="log", yscale="log")
-        axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.xaxis.set_major_formatter(ScalarFormatter())
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize="small")
 

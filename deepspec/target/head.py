@@ -18,10 +18,16 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
 from deepspec.errors import TargetError
-from deepspec.target.load import ModelSource, read_model, resolve_device, target_dtype, target_source
+from deepspec.target.load import (
+    ModelSource,
+    read_model,
+    resolve_device,
+    target_dtype,
+    target_source,
+    without_notices,
+)
 from deepspec.target.model import Target, make_target
 
 if TYPE_CHECKING:
@@ -48,7 +54,8 @@ def load_head(config: TargetConfig, *, device: str | None = None, fingerprint: s
     whole = source.attempt(lambda: AutoConfig.from_pretrained(source.place, **source.options))
     dtype = target_dtype(config.dtype, place)
     options = {**source.options, "config": _cut(whole, ())}
-    model = source.attempt(lambda: _quietly_read(source.place, dtype, options))
+    with without_notices():  # it would report the layers that are left out
+        model = source.attempt(lambda: read_model(source.place, dtype, options))
     tokenizer = source.load_tokenizer()
     head = source.attempt(
         lambda: make_target(model.to(place), tokenizer, name=config.name, revision=source.commit)
@@ -103,16 +110,6 @@ def _cut(config: Any, layers: tuple[int, ...]) -> Any:
         text.layer_types = [text.layer_types[number] for number in layers]
     text.num_hidden_layers = len(layers)
     return config
-
-
-def _quietly_read(place: str, dtype: torch.dtype | str, options: dict[str, Any]) -> Any:
-    """Without transformers' report of the layers that were left out."""
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        return read_model(place, dtype, options)
-    finally:
-        transformers_logging.set_verbosity(before)
 
 
 def _read_layer(

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen
 
 from deepspec.errors import ConfigError
 from deepspec.interfaces import TargetInfo
-from deepspec.target import ModelSource, PackedDecoder
+from deepspec.target import ModelSource, PackedDecoder, without_notices
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,10 @@ def configured_model(architecture: Mapping[str, Any]) -> PackedDecoder:
     """A model with new weights, by its configuration as transformers writes it; raises ConfigError."""
     values = dict(architecture)
     try:
-        config = AutoConfig.for_model(values.pop("model_type", None), **values)
-        decoder = PackedDecoder(AutoModelForCausalLM.from_config(config), name="drafter.architecture")
+        with without_notices():
+            config = AutoConfig.for_model(values.pop("model_type", None), **values)
+            model = AutoModelForCausalLM.from_config(config)
+        decoder = PackedDecoder(model, name="drafter.architecture")
         decoder.check_readout()  # sizes that do not fit each other show in a forward alone
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise ConfigError(

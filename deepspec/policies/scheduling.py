@@ -41,7 +41,8 @@ def step_speeds(
     table, num = load.steps_per_second, load.num_requests
     assert table is not None, "a schedule needs a curve"
     window = table[num + load.prefill_tokens - 1 :][: pairs + 1]
-    seconds = 0.0 if curve is None else curve.draft_seconds(num, num_draft, load.prefill_tokens * counts_prompts)
+    prompts = load.prefill_tokens if counts_prompts else 0
+    seconds = 0.0 if curve is None else curve.draft_seconds(num, num_draft, prompts)
     if counts_prompts or load.prefill_tokens == 0:
         speed = window if seconds == 0 else (window.reciprocal() + seconds).reciprocal()
     else:

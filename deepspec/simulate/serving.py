@@ -170,7 +170,7 @@ class _Simulation:
         return int(room.sum())
 
     def _round(self, decoding: NDArray[np.int64], prefill: int) -> tuple[int, int, int, NDArray[np.int64]]:
-        """Draft, verify and commit; tokens whose drafting is paid, verify rows, drafted, and what each gained."""
+        """Draft, verify and commit; G that is paid, verify rows, G that was drafted, and what each gained."""
         num = len(decoding)
         earlier = self.survivals[0] if len(self.survivals) == 2 else None
         load = replace(

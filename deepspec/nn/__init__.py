@@ -1,7 +1,7 @@
 """Building blocks for drafters, free to use in plugins: layers, slots, anchors, autoregressive unrolling."""
 
 from deepspec.nn.anchor_grid import AnchorGrid, causal
-from deepspec.nn.attention import Attend, Attention, DecoderLayer, attention_mask, grouped_attention
+from deepspec.nn.attention import Attend, Attention, DecoderLayer, Table, attention_mask, grouped_attention
 from deepspec.nn.blocks import (
     RMSNorm,
     RotaryTable,
@@ -12,6 +12,7 @@ from deepspec.nn.blocks import (
     rotary,
     rotary_table,
 )
+from deepspec.nn.options import LayerConfig
 from deepspec.nn.ragged import RaggedRows, last_rows
 from deepspec.nn.slots import SlotStore
 from deepspec.nn.unrolled import Unroll, UnrolledRound, UnrolledSlots
@@ -23,11 +24,13 @@ __all__ = [
     "Attention",
     "DecoderLayer",
     "DraftVocabulary",
+    "LayerConfig",
     "RMSNorm",
     "RaggedRows",
     "RotaryTable",
     "SlotStore",
     "SwiGLU",
+    "Table",
     "Unroll",
     "UnrolledRound",
     "UnrolledSlots",

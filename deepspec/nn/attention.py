@@ -26,7 +26,10 @@ class Attention(nn.Module):
 
     Args:
         size: width of the output. in_size: width of the input, the same when None.
-        eps: of the norms. qk_norm: whether queries and keys are normed.
+        eps: of the norms. qk_norm: whether queries and keys are normed. v_norm: whether values are, without
+            a weight.
+        has_values: whether there is a ``v_proj``; else values are what keys are before their norm.
+        scale: of the scores, 1 / sqrt(head_dim) when None.
         rotary_dim: how many of a head's numbers are rotated, the first ones; all when None.
         gated: whether ``q_proj`` also gives each head's gate, whose sigmoid scales the head's output.
 
@@ -45,6 +48,9 @@ class Attention(nn.Module):
         qk_norm: bool = True,
         rotary_dim: int | None = None,
         gated: bool = False,
+        v_norm: bool = False,
+        has_values: bool = True,
+        scale: float | None = None,
     ) -> None:
         super().__init__()
         if num_heads % num_kv_heads:
@@ -62,10 +68,12 @@ class Attention(nn.Module):
         self.gated = gated
         self.q_proj = nn.Linear(in_size, num_heads * head_dim * (1 + gated), bias=False)
         self.k_proj = nn.Linear(in_size, num_kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(in_size, num_kv_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(in_size, num_kv_heads * head_dim, bias=False) if has_values else None
         self.o_proj = nn.Linear(num_heads * head_dim, size, bias=False)
         self.q_norm = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
+        self.v_norm = RMSNorm(head_dim, eps, has_weight=False) if v_norm else nn.Identity()
+        self._query_scale = 1.0 if scale is None else scale * head_dim**0.5
 
     @property
     def heads_per_kv(self) -> int:
@@ -75,8 +83,9 @@ class Attention(nn.Module):
     def keys_values(self, x: Tensor, table: Table) -> tuple[Tensor, Tensor]:
         """Rotated keys and plain values ``[..., kv heads, d]`` of ``x [..., in_size]``."""
         heads = (self.num_kv_heads, self.head_dim)
-        keys = self.k_norm(self.k_proj(x).unflatten(-1, heads))
-        return apply_rotary(keys, table), self.v_proj(x).unflatten(-1, heads)
+        keys = self.k_proj(x).unflatten(-1, heads)
+        values = keys if self.v_proj is None else self.v_proj(x).unflatten(-1, heads)
+        return apply_rotary(self.k_norm(keys), table), self.v_norm(values)
 
     def forward(self, x: Tensor, table: Table, attend: Attend) -> Tensor:
         """``[..., in_size]`` to ``[..., size]``."""
@@ -85,19 +94,34 @@ class Attention(nn.Module):
         if self.gated:
             query, gate = query.chunk(2, dim=-1)
         query = apply_rotary(self.q_norm(query), table)
+        if self._query_scale != 1.0:
+            query = query * self._query_scale
         out = attend(query, *self.keys_values(x, table))
         return self.o_proj((out if gate is None else out * gate.sigmoid()).flatten(-2))
 
 
 class DecoderLayer(nn.Module):
-    """Attention and SwiGLU MLP, each with a norm before it and a residual around it."""
+    """Attention and gated MLP, each with a norm before it and a residual around it.
 
-    def __init__(self, size: int, intermediate_size: int, attention: Attention, eps: float) -> None:
+    Args:
+        is_gemma: also norms behind attention and MLP, GELU in the MLP, and a number to scale the whole by.
+    """
+
+    layer_scalar: Tensor
+
+    def __init__(
+        self, size: int, intermediate_size: int, attention: Attention, eps: float, *, is_gemma: bool = False
+    ) -> None:
         super().__init__()
         self.self_attn = attention
-        self.mlp = SwiGLU(size, intermediate_size)
+        self.mlp = SwiGLU(size, intermediate_size, gelu=is_gemma)
         self.input_layernorm = RMSNorm(size, eps)
         self.post_attention_layernorm = RMSNorm(size, eps)
+        self.is_gemma = is_gemma
+        if is_gemma:
+            self.pre_feedforward_layernorm = RMSNorm(size, eps)
+            self.post_feedforward_layernorm = RMSNorm(size, eps)
+            self.register_buffer("layer_scalar", torch.ones(1))
 
     def forward(self, x: Tensor, table: Table, attend: Attend, read: Tensor | None = None) -> Tensor:
         """``[..., size]`` to the same.
@@ -105,8 +129,13 @@ class DecoderLayer(nn.Module):
         Args:
             read: what attention reads instead of the normed ``x``, where a drafter mixes more into it.
         """
-        x = x + self.self_attn(self.input_layernorm(x) if read is None else read, table, attend)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        attended = self.self_attn(self.input_layernorm(x) if read is None else read, table, attend)
+        if not self.is_gemma:
+            x = x + attended
+            return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.post_attention_layernorm(attended)
+        x = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        return x * self.layer_scalar
 
 
 def grouped_attention(

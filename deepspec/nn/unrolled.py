@@ -33,7 +33,8 @@ class Unroll:
 
     Attributes:
         enter: how a token and a feature, or the hidden state in its place, go in.
-        layers: with attention of one shape. norm: the final norm. theta: of the rotary positions.
+        layers: with attention of one shape. norm: the final norm.
+        theta, rotary_share: of the rotary positions.
         feeds_back_normed: whether a step hands on its hidden state after the final norm, or before it.
     """
 
@@ -42,6 +43,7 @@ class Unroll:
     norm: RMSNorm
     theta: float
     feeds_back_normed: bool
+    rotary_share: float = 1.0
 
     def allocate(
         self, num_slots: int, num_rows: int, *, dtype: torch.dtype, device: torch.device
@@ -52,8 +54,15 @@ class Unroll:
         return UnrolledSlots(
             self,
             stores=[SlotStore(num_slots, num_rows, shape, dtype=dtype, device=device) for _ in self.layers],
-            starts=torch.zeros((num_slots, len(self.norm.weight)), dtype=dtype, device=device),
-            table=RotaryTable(num_rows, attention.rotary_dim, self.theta, dtype=dtype, device=device),
+            starts=torch.zeros((num_slots, self.norm.size), dtype=dtype, device=device),
+            table=RotaryTable(
+                num_rows,
+                attention.rotary_dim,
+                self.theta,
+                dtype=dtype,
+                device=device,
+                share=self.rotary_share,
+            ),
         )
 
     def block(self, batch: TokenBatch, features: Tensor, anchors: AnchorBlocks) -> Tensor:
@@ -128,7 +137,8 @@ class Unroll:
         return attention_mask(seen, self.layers[0].self_attn.heads_per_kv, dtype)
 
     def _table(self, positions: Tensor, dtype: torch.dtype) -> Table:
-        return rotary_table(positions, self.layers[0].self_attn.rotary_dim, self.theta, dtype)
+        width = self.layers[0].self_attn.rotary_dim
+        return rotary_table(positions, width, self.theta, dtype, share=self.rotary_share)
 
 
 @dataclass

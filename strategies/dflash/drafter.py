@@ -8,6 +8,7 @@ predicts nothing. Weight names are the field's shared ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,14 +17,16 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from deepspec.errors import ConfigError
-from deepspec.interfaces import BuildContext, Drafter, PartConfig, Readout, TokenId
+from deepspec.interfaces import BuildContext, Drafter, Readout, TokenCount, TokenId
 from deepspec.nn import (
     AnchorGrid,
-    Attention,
     DecoderLayer,
+    DraftVocabulary,
+    LayerConfig,
     RMSNorm,
     RotaryTable,
     SlotStore,
+    Table,
     attention_mask,
     grouped_attention,
     pass_through_,
@@ -32,7 +35,7 @@ from deepspec.nn import (
 from deepspec.types import AnchorBlocks, Anchors, Extension, Features, TokenBatch
 
 
-class DFlashConfig(PartConfig):
+class DFlashConfig(LayerConfig):
     """Options of the DFlash drafter; a size left out is the target's."""
 
     num_layers: int | None = Field(
@@ -52,9 +55,14 @@ class DFlashConfig(PartConfig):
         description="whether the anchor's slot gives the first draft token: G slots; false is the original "
         "layout of 1 + G slots, each predicting the token in its own place",
     )
-    intermediate_size: int | None = Field(default=None, ge=1, description="width of the draft MLP")
-    num_heads: int | None = Field(default=None, ge=1, description="attention heads")
-    num_kv_heads: int | None = Field(default=None, ge=1, description="key/value heads")
+    draft_vocab_size: TokenCount | None = Field(
+        default=None,
+        ge=1,
+        description="tokens that can be drafted: the most frequent of the training text; null is all",
+    )
+    own_head: bool = Field(
+        default=False, description="whether it trains a LM head of its own, which starts as the target's"
+    )
 
     @model_validator(mode="after")
     def _named_or_counted(self) -> DFlashConfig:
@@ -84,7 +92,7 @@ def even_layers(num_layers: int, count: int) -> tuple[int, ...]:
 
 
 class DFlashDrafter(Drafter[BlockState]):
-    """Parallel block drafter over target features; embedding and LM head are the target's, frozen."""
+    """Parallel block drafter over target features; the embedding is the target's, and mostly the LM head."""
 
     name = "dflash"
     reads_last_hidden = False
@@ -99,23 +107,20 @@ class DFlashDrafter(Drafter[BlockState]):
         self.mask_token_id = _mask_token(config, context)
         self.num_idle = 0 if config.sample_from_anchor else 1  # slots that predict nothing, the first ones
         self.width = self.num_idle + context.draft_length
-        size, eps = info.hidden_size, info.rms_norm_eps
-        heads, kv_heads = config.num_heads or info.num_heads, config.num_kv_heads or info.num_kv_heads
+        size, eps = info.hidden_size, config.eps(info)
         self.fc = nn.Linear(len(self._target_layers) * size, size, bias=False)
         pass_through_(self.fc.weight)
         self.hidden_norm = RMSNorm(size, eps)
         layers = [
             DecoderLayer(
-                size,
-                config.intermediate_size or info.intermediate_size,
-                Attention(size, heads, kv_heads, info.head_dim, eps),
-                eps,
+                size, config.width(info), config.attention(info), eps, is_gemma=config.layer == "gemma4"
             )
             for _ in range(config.num_layers or draft_depth(info.num_layers))
         ]
         self.layers = nn.ModuleList(layers)
         self._layers = tuple(layers)
         self.norm = RMSNorm(size, eps)
+        self.vocabulary = DraftVocabulary(info, config.draft_vocab_size, own_head=config.own_head)
         self.slots: list[SlotStore] = []
 
     @property
@@ -131,14 +136,18 @@ class DFlashDrafter(Drafter[BlockState]):
         return (self.mask_token_id,)
 
     def readout(self) -> Readout:
-        return Readout(weight=self.info.lm_head, softcap=self.info.final_softcap)
+        return self.vocabulary.readout()
+
+    def choose_vocabulary(self, counts: Tensor, required: Sequence[int]) -> float | None:
+        return self.vocabulary.choose(counts, required)
 
     def allocate(self, num_slots: int, max_positions: int, dtype: torch.dtype, device: torch.device) -> None:
         attention = self._layers[0].self_attn
         shape = (2, attention.num_kv_heads, attention.head_dim)  # keys and values
         room = max_positions + self.width  # a block lies behind the committed tokens
         self.slots = [SlotStore(num_slots, room, shape, dtype=dtype, device=device) for _ in self._layers]
-        self._table = RotaryTable(room, attention.head_dim, self.info.rope_theta, dtype=dtype, device=device)
+        theta, share = self.config.theta(self.info), self.config.rotary_share
+        self._table = RotaryTable(room, attention.head_dim, theta, dtype=dtype, device=device, share=share)
 
     def extend(self, extension: Extension) -> None:
         injected = self._inject(extension.features.tapped)
@@ -176,14 +185,13 @@ class DFlashDrafter(Drafter[BlockState]):
     def block(self, batch: TokenBatch, features: Features, anchors: AnchorBlocks) -> Tensor:
         grid = AnchorGrid.of(anchors, len(batch.tokens))
         injected = self._inject(features.tapped)
-        head_dim, theta = self.info.head_dim, self.info.rope_theta
-        context_table = rotary_table(batch.positions, head_dim, theta, injected.dtype)
+        context_table = self._rotary(batch.positions, injected.dtype)
         x = self._block_input(batch.tokens[anchors.rows, anchors.columns])
         steps = torch.arange(self.width, device=x.device)
         positions = batch.positions[anchors.rows, anchors.columns][:, None] + steps
         x, positions = grid.scatter(x).flatten(1, 2), grid.scatter(positions).flatten(1, 2)
         mask = attention_mask(self._seen(batch, grid), self._layers[0].self_attn.heads_per_kv, x.dtype)
-        table = rotary_table(positions, head_dim, theta, x.dtype)
+        table = self._rotary(positions, x.dtype)
         for layer in self._layers:
             context = layer.self_attn.keys_values(injected, context_table)
 
@@ -213,6 +221,10 @@ class DFlashDrafter(Drafter[BlockState]):
         block = torch.arange(grid.width * self.width, device=context.device) // self.width
         own = (block[:, None] == block).expand(grid.num_rows, -1, -1)
         return torch.cat([context, own], dim=-1)
+
+    def _rotary(self, positions: Tensor, dtype: torch.dtype) -> Table:
+        theta, share = self.config.theta(self.info), self.config.rotary_share
+        return rotary_table(positions, self._layers[0].self_attn.head_dim, theta, dtype, share=share)
 
     def _inject(self, tapped: Tensor) -> Tensor:
         return self.hidden_norm(self.fc(tapped.to(self.fc.weight.dtype)))

@@ -75,7 +75,7 @@ class CascadeSlots:
         self._stores = [
             SlotStore(num_slots, num_rows, shape, dtype=dtype, device=device) for _ in self._modules
         ]
-        sizes = (len(self._modules) - 1, num_slots, len(first.norm.weight))
+        sizes = (len(self._modules) - 1, num_slots, first.norm.size)
         self._carried = torch.zeros(sizes, dtype=dtype, device=device)
         self._table = RotaryTable(num_rows, attention.rotary_dim, first.theta, dtype=dtype, device=device)
 

@@ -119,8 +119,7 @@ class MTPDrafter(Drafter[UnrolledRound | CascadeRound]):
         return self._built.model_dump(exclude_unset=True)
 
     def readout(self) -> Readout:
-        words = self.vocabulary
-        return Readout(words.weight, self.info.final_softcap, target_ids=words.target_ids)
+        return self.vocabulary.readout()
 
     def choose_vocabulary(self, counts: Tensor, required: Sequence[int]) -> float | None:
         return self.vocabulary.choose(counts, required)

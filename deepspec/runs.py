@@ -297,9 +297,12 @@ def store_evaluation(folder: Path, report: Mapping[str, Any]) -> None:
     write_json(folder / "eval.json", report)
 
 
-def _accepted_length(folder: Path) -> float | None:
+def evaluation_of(folder: Path) -> dict[str, Any] | None:
+    """What :func:`store_evaluation` kept, None when there is nothing."""
     path = folder / "eval.json"
-    if not path.is_file():
-        return None
-    mean = read_json(path).get("accepted_length", {}).get("mean")
+    return read_json(path) if path.is_file() else None
+
+
+def _accepted_length(folder: Path) -> float | None:
+    mean = (evaluation_of(folder) or {}).get("accepted_length", {}).get("mean")
     return float(mean) if isinstance(mean, int | float) else None

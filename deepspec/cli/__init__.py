@@ -20,8 +20,10 @@ from deepspec.cli import (
     data,
     doctor,
     evaluate,
+    export,
     features,
     generate,
+    inspect,
     plugins,
     profile,
     report,
@@ -67,6 +69,8 @@ app.command("generate")(generate.generate)
 app.command("profile")(profile.profile)
 app.command("report")(report.report)
 app.command("simulate")(simulate.simulate)
+app.command("inspect")(inspect.inspect)
+app.command("export")(export.export)
 app.command("check")(check.check)
 app.command("runs")(runs.runs)
 app.add_typer(plugins.app, name="plugins")

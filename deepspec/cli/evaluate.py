@@ -29,7 +29,14 @@ from deepspec.cli.measuring import (
     given_settings,
     joined,
 )
-from deepspec.cli.subject import OptionFlag, RunArgument, TargetFlag, UntrainedFlag, open_subject
+from deepspec.cli.subject import (
+    DraftFlag,
+    OptionFlag,
+    RunArgument,
+    TargetFlag,
+    UntrainedFlag,
+    open_subject,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +45,7 @@ def evaluate(
     run: RunArgument = None,
     *,
     strategy: UntrainedFlag = None,
+    draft: DraftFlag = None,
     target: TargetFlag = None,
     set_: OptionFlag = None,
     tasks: TasksFlag = None,
@@ -90,6 +98,7 @@ def evaluate(
     loaded = open_subject(
         run,
         strategy,
+        draft=draft,
         target=target,
         sets=set_,
         device=device,

@@ -62,7 +62,11 @@ def read_weights(checkpoint: Path, parts: Parts) -> None:
 
 def load_weights(checkpoint: Path, parts: Parts) -> list[str]:
     """Load a checkpoint's draft weights into ``parts`` unless something does not fit, which is returned."""
-    tensors = _load(checkpoint / "draft.safetensors")
+    return fit_weights(_load(checkpoint / "draft.safetensors"), parts)
+
+
+def fit_weights(tensors: Mapping[str, Tensor], parts: Parts) -> list[str]:
+    """Load draft weights by our names into ``parts`` unless something does not fit, which is returned."""
     modules = parts.modules()
     expected = modules.state_dict()
     misfits = [f"{name} is missing" for name in expected if name not in tensors]
@@ -73,7 +77,7 @@ def load_weights(checkpoint: Path, parts: Parts) -> list[str]:
         if name in tensors and tensors[name].shape != tensor.shape
     ]
     if not misfits:
-        modules.load_state_dict(tensors)
+        modules.load_state_dict(dict(tensors))
     return misfits
 
 

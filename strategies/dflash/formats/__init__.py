@@ -1,0 +1,1 @@
+"""Checkpoint layouts of DFlash drafters, with a head (DSpark) and without."""

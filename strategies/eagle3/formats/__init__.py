@@ -1,0 +1,1 @@
+"""Checkpoint layouts of Eagle 3 drafters."""

@@ -27,12 +27,15 @@ def export(
     *,
     to: Annotated[
         str,
-        typer.Option("--to", metavar="NAME", help="deepspec, speculators, sglang, vllm, modelopt, or a plugin's."),
+        typer.Option(
+            "--to", metavar="NAME", help="deepspec, speculators, sglang, vllm, modelopt, or a plugin's."
+        ),
     ],
     out: Annotated[str, typer.Option("--out", metavar="FOLDER", help="Where to write it; must not exist.")],
     draft: DraftFlag = None,
     target: Annotated[
-        str | None, typer.Option("--target", metavar="NAME", help="With --draft: `demo`, a hub name, a folder.")
+        str | None,
+        typer.Option("--target", metavar="NAME", help="With --draft: `demo`, a hub name, a folder."),
     ] = None,
     target_name: Annotated[
         str | None,
@@ -86,7 +89,9 @@ def export(
 
 
 def _print(found: Exported, address: str | None) -> None:
-    stdout().print(f"{found.format} in {found.folder}: {', '.join(found.files)}", markup=False, soft_wrap=True)
+    stdout().print(
+        f"{found.format} in {found.folder}: {', '.join(found.files)}", markup=False, soft_wrap=True
+    )
     for engine, line in found.commands.items():
         stdout().print(f"{engine}: {line}", markup=False, soft_wrap=True)
     if address is not None:

@@ -26,7 +26,9 @@ DraftFlag = Annotated[
 ]
 TargetFlag = Annotated[
     str | None,
-    typer.Option("--target", metavar="NAME", help="With --strategy or --draft: `demo`, a hub name, a folder."),
+    typer.Option(
+        "--target", metavar="NAME", help="With --strategy or --draft: `demo`, a hub name, a folder."
+    ),
 ]
 OptionFlag = Annotated[
     list[str] | None,

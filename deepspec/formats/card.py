@@ -1,4 +1,4 @@
-"""The model card of an exported drafter: what it is, where it is from, what was measured, how it is served."""
+"""The model card of an exported drafter: what it is, where from, what was measured, how it is served."""
 
 from __future__ import annotations
 
@@ -26,20 +26,28 @@ def model_card(
     """A README.md with the front matter that the hub reads; ``commands`` are the serving lines by engine."""
     strategy = subject.parts.strategy
     base = [f"base_model: {target}"] if target.count("/") == 1 and not target.startswith((".", "/")) else []
-    front = ["---", *base, "library_name: deepspec", "tags:", "- speculative-decoding", f"- {strategy.name}", "---"]
+    front = [
+        "---",
+        *base,
+        "library_name: deepspec",
+        "tags:",
+        "- speculative-decoding",
+        f"- {strategy.name}",
+        "---",
+    ]
     facts = "\n".join(f"| {name} | {value} |" for name, value in foreign.layout.facts.items())
     return "\n".join(
         [
             *front,
             f"# A {strategy.name} draft model for {target}",
             "",
-            f"It drafts for speculative decoding with {_named_target(subject, target)}, and is of no use with "
-            "another model. Decoding with it samples from the target's own distribution.",
+            f"It drafts for {_named_target(subject, target)} and is of no use with another model. What is",
+            "decoded with it has the target's own distribution.",
             "",
             "## Where it is from",
             "",
             *_provenance(subject),
-            f"- written by DeepSpec {versions().get('deepspec', '')} in the layout {foreign.format.name}".rstrip(),
+            f"- written by DeepSpec {versions()['deepspec']} in the layout {foreign.format.name}",
             "",
             "## What was measured",
             "",
@@ -88,9 +96,12 @@ def _measured(subject: Run | Composed) -> str:
         if task["accepted_length"] is not None
     )
     return (
-        f"Accepted length τ = {length['mean']:.3f} tokens a round, bonus token included (95 % interval {low:.3f} to "
-        f"{high:.3f}; {tasks}): {report['num_prompts']} prompts, {report['num_rounds']:,} rounds at temperature "
-        f"{report['temperature']:g}, {report['draft_length']} draft tokens, {report['verifier']} verification, on "
+        f"Accepted length τ = {length['mean']:.3f} tokens a round, bonus token included (95 % interval "
+        f"{low:.3f} to "
+        f"{high:.3f}; {tasks}): {report['num_prompts']} prompts, {report['num_rounds']:,} rounds at "
+        "temperature "
+        f"{report['temperature']:g}, {report['draft_length']} draft tokens, {report['verifier']} "
+        "verification, on "
         f"{report['device']}."
     )
 

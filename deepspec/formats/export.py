@@ -1,6 +1,6 @@
 """Writes a drafter in another project's layout, with a card that says what it is and how to serve it.
 
-What was written is read back before it is called done, and where an engine was named, only what that engine can
+What was written is read back before it is called done. Where an engine was named, only what that engine can
 load is written.
 """
 
@@ -124,7 +124,9 @@ def export(
             engines = foreign.format.engines(foreign.header, foreign.layout)
             _check_engine(to, engines)
             beside = schedule_files(subject, partial, sps) if to == "sglang" else {}
-            command: dict[str, str] = {verdict.engine: served(verdict, name, out, beside) for verdict in engines}
+            command: dict[str, str] = {
+                verdict.engine: served(verdict, name, out, beside) for verdict in engines
+            }
             card = model_card(subject, foreign, name, engines, command)
             (partial / "README.md").write_text(card, encoding="utf-8")
             if out.exists():
@@ -162,7 +164,11 @@ def save(
 def served(verdict: EngineVerdict, target: str, folder: Path, flags: Mapping[str, str]) -> str:
     """The line that serves a drafter, its places filled in."""
     line = verdict.command.replace("{target}", target).replace("{draft}", str(folder))
-    more = "".join(f" {flag} {folder / file}" for flag, file in flags.items()) if verdict.engine == "sglang" else ""
+    more = (
+        "".join(f" {flag} {folder / file}" for flag, file in flags.items())
+        if verdict.engine == "sglang"
+        else ""
+    )
     return line + more if line else ""
 
 
@@ -173,7 +179,9 @@ def _layout_for(to: str, subject: Run | Composed) -> CheckpointFormat:
     fit = [layout for layout, fault in faults.items() if fault is None]
     if fit:
         return fit[0]
-    near = [fault for fault in faults.values() if fault is not None and not fault.endswith("none of its kind")]
+    near = [
+        fault for fault in faults.values() if fault is not None and not fault.endswith("none of its kind")
+    ]
     said = near[0] if near else f"no layout of it is for drafter {subject.parts.drafter.name!r}"
     others = sorted(
         {
@@ -208,5 +216,3 @@ def _check_engine(to: str, engines: tuple[EngineVerdict, ...]) -> None:
     verdict = next((one for one in engines if one.engine == to), None)
     if to in _ENGINES and verdict is not None and verdict.loads is False:
         raise ConfigError(f"--to {to}: {to} cannot load this drafter: {verdict.why}")
-
-

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from safetensors import safe_open
 from torch import Tensor
 
@@ -115,7 +115,7 @@ def _is_pickled(name: str) -> bool:
             fetched(name, safe)
         except EntryNotFoundError:
             continue
-        except Exception:  # whatever else is wrong is said when the files are read
+        except (OSError, HfHubHTTPError, HFValidationError):  # said when the files are read
             return False
         return False
     try:
@@ -127,11 +127,13 @@ def _is_pickled(name: str) -> bool:
 def _pickled(name: str, what: str) -> str:
     convert = (
         "python -c 'import torch, safetensors.torch as s; "
-        's.save_file({k: v.contiguous() for k, v in torch.load("pytorch_model.bin", weights_only=True).items()}, '
+        's.save_file({k: v.contiguous() for k, v in torch.load("pytorch_model.bin", '
+        "weights_only=True).items()}, "
         '"model.safetensors")\''
     )
     return (
-        f"{what} {name!r} has pickled weights, which can run code and are never read; convert them once, in its "
+        f"{what} {name!r} has pickled weights, which can run code and are never read; convert them once, "
+        "in its "
         f"folder: {convert}"
     )
 

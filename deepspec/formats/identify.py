@@ -30,11 +30,14 @@ def identify(header: Header, manager: pluggy.PluginManager | None = None) -> tup
         looked = "; ".join(layout.looked_for() for layout in known)
         has = ", ".join(map(str, header.config.get("architectures") or ())) or "none"
         raise CheckpointError(
-            f"{header.what} {header.name!r} has no known layout: its architectures are {has}; looked for: {looked}"
+            f"{header.what} {header.name!r} has no known layout: its architectures are {has}; looked for: "
+            f"{looked}"
         )
     if len(found) > 1:
         names = " and ".join(layout.name for layout, _ in found)
-        raise CheckpointError(f"{header.what} {header.name!r} is claimed by layouts {names}; remove one's plugin")
+        raise CheckpointError(
+            f"{header.what} {header.name!r} is claimed by layouts {names}; remove one's plugin"
+        )
     return found[0]
 
 

@@ -70,5 +70,7 @@ def _target(foreign: Foreign) -> str:
     layers = "" if claim.num_layers is None else f"{claim.num_layers} layers, "
     named = "not named" if claim.name is None else claim.name
     copies = [copy.tensor for copy in foreign.layout.copies if copy.tensor in foreign.header.files]
-    held = f"; copies of its tensors in the file: {', '.join(copies)}" if copies else "; no copies in the file"
+    held = (
+        f"; copies of its tensors in the file: {', '.join(copies)}" if copies else "; no copies in the file"
+    )
     return f"{named}: {layers}hidden size {claim.hidden_size}, vocabulary {claim.vocab_size:,}{held}"

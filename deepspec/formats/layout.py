@@ -105,7 +105,7 @@ class EngineVerdict:
     Attributes:
         loads: None where nobody has tried.
         why: why it cannot, or what to mind.
-        command: the line that serves it, with ``{target}`` and ``{draft}`` for their places; empty without one.
+        command: the line that serves it, with ``{target}`` and ``{draft}`` for places; empty without one.
     """
 
     engine: str
@@ -150,5 +150,5 @@ class CheckpointFormat(Part, ABC):
 
 
 def kept_config(draft: Draft, fresh: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json: what it was read with, else ``fresh``, under ``ours``, the fields that are the drafter's."""
+    """A config.json: what it was read with, else ``fresh``, and over it ``ours``, the drafter's fields."""
     return {**(draft.fields or fresh), **ours}

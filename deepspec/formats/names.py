@@ -1,4 +1,4 @@
-"""Tables of tensor names: one table reads a layout and writes it, so that the two are inverse by construction."""
+"""Tables of tensor names: one table reads a layout and writes it, so that the two are inverse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Another project's checkpoint as a drafter of ours, put on its target; a wrong pairing is refused before that."""
+"""Another project's checkpoint as a drafter of ours, put on its target; wrong pairings are refused."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def read_foreign(name: str, what: str = "draft") -> Foreign:
 
 
 def is_foreign(name: str) -> bool:
-    """Whether a name means a checkpoint of another project, rather than a run: a folder of a model, a hub id."""
+    """Whether a name means another project's checkpoint and no run: a folder of a model, a hub id."""
     folder = Path(name)
     if folder.is_dir():
         config = folder / "config.json"
@@ -141,7 +141,7 @@ def read_weights(
 ) -> tuple[Strategy, dict[str, Tensor], dict[str, torch.dtype]]:
     """Strategy and tensors by our names, and what each of the file's is stored in.
 
-    A copy of one of the target's tensors that differs from it is the drafter's own, where the layout has such.
+    A copy of a target's tensor that differs from it is the drafter's own, where the layout has such.
     """
     header, layout = foreign.header, foreign.layout
     copies = {copy.tensor: copy for copy in layout.copies if copy.tensor in header.files}
@@ -153,7 +153,8 @@ def read_weights(
     if unknown:
         names = ", ".join(sorted(unknown)[:3])
         raise CheckpointError(
-            f"draft {header.name!r} has {len(unknown)} tensors that the layout {foreign.format.name} does not know: "
+            f"draft {header.name!r} has {len(unknown)} tensors that the layout {foreign.format.name} does "
+            "not know: "
             f"{names}"
         )
     tensors = header.tensors(header.files)
@@ -189,7 +190,9 @@ def _target_name(foreign: Foreign, target: str | Target | None) -> str:
         return claimed
     given = target if isinstance(target, str) else target.name
     if claimed is not None and claimed != given:
-        logger.warning("draft %s names %s as its target, and %s was given", foreign.header.name, claimed, given)
+        logger.warning(
+            "draft %s names %s as its target, and %s was given", foreign.header.name, claimed, given
+        )
     return given
 
 

@@ -29,13 +29,14 @@ def check_claim(header: Header, claim: TargetClaim, target: Target) -> None:
     ]
     if wrong:
         raise ConfigError(
-            f"draft {header.name!r} is for another target: {target.name!r} has {', '.join(wrong)}; give the --target "
+            f"draft {header.name!r} is for another target: {target.name!r} has {', '.join(wrong)}; give "
+            "the --target "
             "that it was trained for"
         )
 
 
 def differs(tensor: Tensor, copy: SharedCopy, target: Target, ids: Tensor | None) -> str | None:
-    """How a copy differs from the target's own tensor; None when it is the same in the less precise of the two.
+    """How a copy differs from the target's own tensor; None when both are the same in the coarser type.
 
     ``ids`` are the rows of a reduced LM head.
     """

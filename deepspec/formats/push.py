@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
 
 from deepspec.errors import ConfigError, ResourceError
 
 
 def check_login(repo: str) -> str:
-    """Who is logged in; raises ConfigError, before anything is written, when nobody is or ``repo`` is no name."""
+    """Who is logged in; raises ConfigError when nobody is, or ``repo`` is no name."""
     if repo.count("/") != 1:
         raise ConfigError(f"--push {repo}: give a hub name, OWNER/NAME")
     try:

@@ -6,8 +6,12 @@ import json
 
 
 def vllm_command(method: str, num_tokens: int, *, has_model: bool = True) -> str:
-    """vLLM's line for a method that drafts ``num_tokens``; without a model it lies in the target's checkpoint."""
-    options = {"method": method, **({"model": "{draft}"} if has_model else {}), "num_speculative_tokens": num_tokens}
+    """vLLM's line for a method that drafts ``num_tokens``; without a model it is in the target's."""
+    options = {
+        "method": method,
+        **({"model": "{draft}"} if has_model else {}),
+        "num_speculative_tokens": num_tokens,
+    }
     place = "{target}" if has_model else "{draft}"
     return f"vllm serve {place} --speculative-config '{json.dumps(options)}'"
 

@@ -29,6 +29,7 @@ def check_taps(header: Header, num_taps: int, hidden_size: int) -> None:
         width = header.shapes(["fc.weight"])["fc.weight"][1]
         if width != num_taps * hidden_size:
             raise ConfigError(
-                f"{header.what} {header.name!r}: fc takes {width / hidden_size:g} layers of width {hidden_size}, "
+                f"{header.what} {header.name!r}: fc takes {width / hidden_size:g} layers of width "
+                f"{hidden_size}, "
                 f"and {num_taps} are named"
             )

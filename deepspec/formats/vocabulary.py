@@ -38,7 +38,7 @@ def membership(ids: Tensor, vocab_size: int) -> Tensor:
 
 
 def check_map(name: str, d2t: Tensor, t2d: Tensor | None, vocab_size: int) -> None:
-    """Raise CheckpointError unless ``d2t`` holds offsets that name each token at most once, as ``t2d`` says."""
+    """Raise CheckpointError unless ``d2t`` holds offsets that name each token once, as ``t2d`` says."""
     if _is_map(target_ids(d2t), t2d, vocab_size):
         return
     rows = torch.arange(len(d2t))

@@ -25,7 +25,8 @@ class LowRankConfig(PartConfig):
         default="linear", description="where conditional acceptance estimates come from"
     )
     confidence_reads_token: bool = Field(
-        default=True, description="for linear: whether it reads W1 of the previous token beside the hidden state"
+        default=True,
+        description="for linear: whether it reads W1 of the previous token beside the hidden state",
     )
 
 

@@ -19,8 +19,8 @@ def deepspec_parts() -> list[str]:
     """The drafter, and layouts of its checkpoints; imported when they are used."""
     return [
         "dflash=deepspec_strategies.dflash.drafter:DFlashDrafter",
-        "deepspec-dspark=deepspec_strategies.dflash.formats.deepspec:DeepSpecDFlash",
-        "speculators-dflash=deepspec_strategies.dflash.formats.speculators:SpeculatorsDFlash",
-        "sglang-dflash=deepspec_strategies.dflash.formats.sglang:SGLangDFlash",
-        "modelopt-dflash=deepspec_strategies.dflash.formats.sglang:ModelOptDFlash",
+        "deepspec-dspark=deepspec_strategies.dflash.deepspec_layout:DeepSpecDFlash",
+        "speculators-dflash=deepspec_strategies.dflash.speculators_layout:SpeculatorsDFlash",
+        "sglang-dflash=deepspec_strategies.dflash.sglang_layout:SGLangDFlash",
+        "modelopt-dflash=deepspec_strategies.dflash.sglang_layout:ModelOptDFlash",
     ]

@@ -23,7 +23,7 @@ def deepspec_parts() -> list[str]:
     """The drafter, and layouts of its checkpoints; imported when they are used."""
     return [
         "eagle3=deepspec_strategies.eagle3.drafter:Eagle3Drafter",
-        "deepspec-eagle3=deepspec_strategies.eagle3.formats.deepspec:DeepSpecEagle3",
-        "speculators-eagle3=deepspec_strategies.eagle3.formats.speculators:SpeculatorsEagle3",
-        "sglang-eagle3=deepspec_strategies.eagle3.formats.sglang:SGLangEagle3",
+        "deepspec-eagle3=deepspec_strategies.eagle3.deepspec_layout:DeepSpecEagle3",
+        "speculators-eagle3=deepspec_strategies.eagle3.speculators_layout:SpeculatorsEagle3",
+        "sglang-eagle3=deepspec_strategies.eagle3.sglang_layout:SGLangEagle3",
     ]

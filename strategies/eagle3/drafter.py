@@ -53,7 +53,7 @@ class Eagle3Config(LayerConfig):
     )
     feature_norm: Literal["none", "joint", "each"] = Field(
         default="none",
-        description="norm of the tapped layers' outputs before they are fused: of all of them as one, or of each",
+        description="norm of the tapped layers' outputs before they are fused: of all as one, or of each",
     )
     norm_before_residual: bool = Field(
         default=False, description="whether the residual stream is the feature behind its norm"

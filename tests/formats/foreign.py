@@ -29,7 +29,9 @@ def values(*shape: int, scale: float = 0.2) -> Tensor:
     return torch.randn(shape) * scale
 
 
-def layer_tensors(prefix: str, *, in_size: int = H, qk_norm: bool = True, is_gemma: bool = False) -> dict[str, Tensor]:
+def layer_tensors(
+    prefix: str, *, in_size: int = H, qk_norm: bool = True, is_gemma: bool = False
+) -> dict[str, Tensor]:
     """One decoder layer; Gemma's has K = V and four norms."""
     found = {
         "self_attn.q_proj.weight": values(HEADS * HEAD_DIM, in_size),
@@ -56,7 +58,11 @@ def layer_tensors(prefix: str, *, in_size: int = H, qk_norm: bool = True, is_gem
 
 def backbone(num_layers: int = 2, *, is_gemma: bool = False) -> dict[str, Tensor]:
     """The DFlash family's shared names."""
-    found = {"fc.weight": values(H, len(TAPS) * H), "hidden_norm.weight": 1 + values(H), "norm.weight": 1 + values(H)}
+    found = {
+        "fc.weight": values(H, len(TAPS) * H),
+        "hidden_norm.weight": 1 + values(H),
+        "norm.weight": 1 + values(H),
+    }
     for number in range(num_layers):
         found |= layer_tensors(f"layers.{number}.", is_gemma=is_gemma)
     return found
@@ -71,7 +77,10 @@ def head_tensors(kind: str, vocab: int = VOCAB, *, with_token: bool = True) -> d
         "confidence_head.proj.bias": values(1),
     }
     if kind == "gated":
-        found |= {"markov_head.gate_proj.weight": values(RANK, H + RANK), "markov_head.gate_proj.bias": values(RANK)}
+        found |= {
+            "markov_head.gate_proj.weight": values(RANK, H + RANK),
+            "markov_head.gate_proj.bias": values(RANK),
+        }
     if kind == "rnn":
         found["markov_head.joint_proj.weight"] = values(3 * RANK, 2 * RANK + H)
         found["markov_head.joint_proj.bias"] = values(3 * RANK)
@@ -128,10 +137,16 @@ def reduced(target: Target, size: int = 40) -> tuple[Tensor, dict[str, Tensor]]:
     ids = torch.randperm(VOCAB - 1)[:size].sort().values
     t2d = torch.zeros(VOCAB, dtype=torch.bool)
     t2d[ids] = True
-    return ids, {"d2t": ids - torch.arange(size), "t2d": t2d, "lm_head.weight": target.info.lm_head[ids].clone()}
+    return ids, {
+        "d2t": ids - torch.arange(size),
+        "t2d": t2d,
+        "lm_head.weight": target.info.lm_head[ids].clone(),
+    }
 
 
-def deepspec_dspark(folder: Path, target: Target, kind: str | None = "vanilla", *, is_gemma: bool = False) -> Path:
+def deepspec_dspark(
+    folder: Path, target: Target, kind: str | None = "vanilla", *, is_gemma: bool = False
+) -> Path:
     """DeepSpec's; without a kind it is a DFlash."""
     config = gemma_decoder() if is_gemma else decoder()
     config |= {
@@ -159,7 +174,11 @@ def deepspec_dspark(folder: Path, target: Target, kind: str | None = "vanilla", 
 
 def sglang_dflash(folder: Path, target: Target, kind: str | None = None, *, flat: bool = False) -> Path:
     """z-lab's, SpecForge's and SGLang's; ``flat`` is ModelOpt's."""
-    nested: dict[str, Any] = {"mask_token_id": MASK, "target_layer_ids": list(TAPS), "projector_type": "theirs"}
+    nested: dict[str, Any] = {
+        "mask_token_id": MASK,
+        "target_layer_ids": list(TAPS),
+        "projector_type": "theirs",
+    }
     config = {
         **decoder(),
         "architectures": ["DSparkDraftModel" if kind else "DFlashDraftModel"],
@@ -269,7 +288,10 @@ def speculators_eagle3(
     tensors = eagle3_tensors("layers.0.", qk_norm=model_type == "qwen3")
     if vocab:
         tensors |= reduced(target, vocab)[1]
-    tensors |= {"lm_head.weight": values(vocab or VOCAB, H), "embed_tokens.weight": target.info.embedding.clone()}
+    tensors |= {
+        "lm_head.weight": values(vocab or VOCAB, H),
+        "embed_tokens.weight": target.info.embedding.clone(),
+    }
     if config.get("norm_before_fc"):
         tensors["input_norm.weight"] = 1 + values(len(TAPS) * H)
     if config.get("fc_norm"):

@@ -1,4 +1,4 @@
-"""Straightforward forwards of foreign layouts, from their description alone: plain torch, one request, no cache.
+"""Straightforward forwards of foreign layouts, from their description alone: plain torch, one request.
 
 Nothing here is shared with the drafters that are compared with it.
 """
@@ -36,7 +36,9 @@ def rotate(x: Tensor, positions: Tensor, shape: Shape) -> Tensor:
     """``x [T, heads, d]``: pairs (i, i + d/2) turned by position * theta^(-2i/d)."""
     half = shape.head_dim // 2
     turning = int(shape.share * half)
-    speeds = torch.tensor([shape.theta ** (-2 * i / shape.head_dim) if i < turning else 0.0 for i in range(half)])
+    speeds = torch.tensor(
+        [shape.theta ** (-2 * i / shape.head_dim) if i < turning else 0.0 for i in range(half)]
+    )
     angles = positions[:, None].float() * speeds
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]
     a, b = x[..., :half], x[..., half:]
@@ -107,7 +109,9 @@ def dflash_hidden(w: Weights, shape: Shape, features: Tensor, embedded: Tensor, 
         read = norm(x, layer["input_layernorm.weight"], shape.eps)
         query = projected(read, block, own, shape, "q")
         keys, values = (
-            torch.cat([projected(context, before, own, shape, kind), projected(read, block, own, shape, kind)])
+            torch.cat(
+                [projected(context, before, own, shape, kind), projected(read, block, own, shape, kind)]
+            )
             for kind in "kv"
         )
         seen = torch.ones(width, length + width, dtype=torch.bool)
@@ -136,20 +140,26 @@ def head_bias(w: Weights, kind: str, hidden: Tensor, previous: Tensor) -> Tensor
 
 
 def eagle3_logits(
-    w: Weights, shape: Shape, features: Tensor, embedded: Tensor, *, first: str, residual_normed: bool = False,
+    w: Weights,
+    shape: Shape,
+    features: Tensor,
+    embedded: Tensor,
+    *,
+    first: str,
+    residual_normed: bool = False,
     feeds_normed: bool = False,
 ) -> Tensor:
-    """Logits ``[G, Vd]`` of G steps: true features ``[T, K*H]`` paired with the next T tokens, then its own states.
+    """Logits ``[G, Vd]`` of G steps: true features ``[T, K*H]`` with the next T tokens, then its own states.
 
-    ``embedded [T - 1 + G, H]`` are tokens 1 to T - 1, the anchor, and the drafts before the last. One layer, whose
-    names begin with ``first``.
+    ``embedded [T - 1 + G, H]`` are tokens 1 to T - 1, the anchor, and the drafts before the last. One layer,
+    whose names begin with ``first``.
     """
     layer = below(w, first)
     own = below(layer, "self_attn.")
     num_steps = len(embedded) - len(features) + 1
     states = list(features @ w["fc.weight"].T)
     logits = []
-    for step in range(num_steps):
+    for _ in range(num_steps):
         hidden = torch.stack(states)
         tokens = embedded[: len(hidden)]
         normed = norm(hidden, layer["hidden_norm.weight"], shape.eps)

@@ -61,7 +61,9 @@ def embedded(tokens: Tensor, target: Target, shape: Shape) -> Tensor:
 
 def weights(folder: Path) -> Weights:
     found = load_file(folder / "model.safetensors")
-    return {name.replace("confidence_proj.", "confidence_head.proj."): tensor for name, tensor in found.items()}
+    return {
+        name.replace("confidence_proj.", "confidence_head.proj."): tensor for name, tensor in found.items()
+    }
 
 
 def described(

@@ -26,7 +26,7 @@ from deepspec.formats import (
 )
 from deepspec.strategy import Parts
 
-from . import family
+from . import layouts as family
 
 #: What vLLM's Eagle 3 was made for.
 _TAPS = 3
@@ -62,7 +62,9 @@ class SpeculatorsEagle3(CheckpointFormat):
             drafter["target_layers"] = ids = check_layers(where, written, None, shift=1)
             check_taps(header, len(ids), claim.hidden_size)
             layers = ", ".join(map(str, ids))
-            counted = f"{', '.join(map(str, written))}, counted from 1: outputs of decoder layers {layers}, from 0"
+            counted = (
+                f"{', '.join(map(str, written))}, counted from 1: outputs of decoder layers {layers}, from 0"
+            )
         if int(config["draft_vocab_size"]) != claim.vocab_size:
             drafter["draft_vocab_size"] = int(config["draft_vocab_size"])
         methods = config.get("speculators_config", {}).get("proposal_methods") or [{}]
@@ -134,4 +136,6 @@ class SpeculatorsEagle3(CheckpointFormat):
         else:
             why = untried[0] if untried else ""
             vllm = EngineVerdict("vllm", loads=None if untried else True, why=why, command=command)
-        return vllm, EngineVerdict("sglang", loads=False, why="it reads the fields of another layout (--to sglang)")
+        return vllm, EngineVerdict(
+            "sglang", loads=False, why="it reads the fields of another layout (--to sglang)"
+        )

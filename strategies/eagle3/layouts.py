@@ -8,7 +8,7 @@ from deepspec import Strategy
 from deepspec.formats import VOCABULARY, NameTable, Rule
 from deepspec.strategy import Parts
 
-from ..drafter import Eagle3Drafter
+from .drafter import Eagle3Drafter
 
 BACKBONE = (
     Rule("fc.", "drafter.fc."),

@@ -28,7 +28,7 @@ from deepspec.formats import (
 )
 from deepspec.strategy import Parts
 
-from . import family
+from . import layouts as family
 
 _ARCHITECTURES = ("Qwen3DSparkModel", "Gemma4DSparkModel")
 #: Anchors of a training sequence: a field that loaders require and only training reads.
@@ -69,7 +69,10 @@ class DeepSpecDFlash(CheckpointFormat):
             claim=TargetClaim(int(config["hidden_size"]), int(config["vocab_size"]), layers),
             copies=(SharedCopy("embed_tokens.weight", "embedding"), SharedCopy("lm_head.weight", "lm_head")),
             facts=family.facts(
-                strategy, base="counted from 0", written=config["target_layer_ids"], slot="this layout's only one"
+                strategy,
+                base="counted from 0",
+                written=config["target_layer_ids"],
+                slot="this layout's only one",
             ),
             fields=config,
         )
@@ -113,7 +116,7 @@ class DeepSpecDFlash(CheckpointFormat):
         if is_markov:
             verdict = EngineVerdict("vllm", loads=True, command=vllm_command("dspark", length))
         else:
-            why = "its DSpark loader reads the vanilla head alone, and there is no DFlash loader for this layout"
+            why = "its DSpark loader reads the vanilla head alone; it has no DFlash loader for this layout"
             verdict = EngineVerdict("vllm", loads=False, why=why)
         has_head = layout.strategy.head.type != "none"
         command = sglang_command("DSPARK", length, f"--speculative-dspark-block-size {length}")
@@ -127,7 +130,11 @@ def _fresh(draft: Draft) -> dict[str, Any]:
     drafter, info = family.drafter_of(draft.parts), draft.target.info
     if drafter.config.layer == "gemma4":
         target = draft.target.model.config.get_text_config().to_dict()
-        return {**target, "num_anchors": _NUM_ANCHORS, "enable_moe_block": False, "hidden_size_per_layer_input": 0}
+        return {
+            **target,
+            "num_anchors": _NUM_ANCHORS,
+            "enable_moe_block": False,
+            "hidden_size_per_layer_input": 0,
+        }
     fields = decoder_config(drafter.config, info, num_layers=len(drafter.layers))
     return {**fields, "num_anchors": _NUM_ANCHORS}
-

@@ -14,7 +14,7 @@ from deepspec.formats import VOCABULARY, NameTable, Rule
 from deepspec.interfaces import SequentialHead
 from deepspec.strategy import Parts
 
-from ..drafter import DFlashDrafter
+from .drafter import DFlashDrafter
 
 BACKBONE = (
     Rule("fc.", "drafter.fc."),

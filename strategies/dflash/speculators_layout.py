@@ -31,7 +31,7 @@ from deepspec.formats import (
 )
 from deepspec.strategy import Parts
 
-from . import family
+from . import layouts as family
 
 #: Each type's class of weights, and whether slot 0 drafts when the file does not say.
 _TYPES = {"dflash": ("DFlashSpeculator", False), "dspark": ("DSparkSpeculator", True)}
@@ -78,7 +78,10 @@ class SpeculatorsDFlash(CheckpointFormat):
             copies=(SharedCopy("embed_tokens.weight", "embedding"), SharedCopy("lm_head.weight", "lm_head")),
             ignored=("t2d",),
             facts=family.facts(
-                strategy, base="counted from 1", written=written, slot=f"sample_from_anchor {from_anchor}".lower()
+                strategy,
+                base="counted from 1",
+                written=written,
+                slot=f"sample_from_anchor {from_anchor}".lower(),
             ),
             fields=config,
         )
@@ -132,7 +135,9 @@ class SpeculatorsDFlash(CheckpointFormat):
             vllm = EngineVerdict("vllm", loads=False, why=why)
         else:
             vllm = EngineVerdict("vllm", loads=True, command=command)
-        return vllm, EngineVerdict("sglang", loads=False, why="it reads the fields of another layout (--to sglang)")
+        return vllm, EngineVerdict(
+            "sglang", loads=False, why="it reads the fields of another layout (--to sglang)"
+        )
 
 
 def _slots(config: Mapping[str, Any], where: str) -> tuple[bool, int]:
@@ -147,7 +152,8 @@ def _slots(config: Mapping[str, Any], where: str) -> tuple[bool, int]:
     if said is not None and int(said) != length:
         raise ConfigError(
             f"{where}: it says {said} speculative_tokens, and block_size {size} with sample_from_anchor "
-            f"{str(from_anchor).lower()} makes {length}; one of the three is wrong, and a wrong slot layout costs "
+            f"{str(from_anchor).lower()} makes {length}; one of the three is wrong, and a wrong slot "
+            "layout costs "
             "nearly all acceptance: ask whoever wrote it"
         )
     return bool(from_anchor), length

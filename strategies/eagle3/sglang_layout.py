@@ -1,7 +1,7 @@
-"""``LlamaForCausalLMEagle3``, as SGLang, SpecForge and ModelOpt write it: one Llama layer, named ``midlayer``.
+"""``LlamaForCausalLMEagle3``, as SGLang, SpecForge and ModelOpt write it: a Llama layer, ``midlayer``.
 
-Layer ids count from 0 in ``eagle_config`` and from 1 at the top, where vLLM reads them; without either they are
-a low, a middle and a high layer. The file says nothing of how many tokens are drafted.
+Layer ids count from 0 in ``eagle_config`` and from 1 at the top, where vLLM reads them; without either they
+are a low, a middle and a high layer. The file says nothing of how many tokens are drafted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from deepspec.formats import (
 )
 from deepspec.strategy import Parts
 
-from . import family
+from . import layouts as family
 
 _ARCHITECTURE = "LlamaForCausalLMEagle3"
 _IDS = "eagle_aux_hidden_state_layer_ids"
@@ -94,13 +94,16 @@ class SGLangEagle3(CheckpointFormat):
         drafter = family.drafter_of(parts)
         if drafter.config.layer != "llama":
             return (
-                f"its layer is like Llama's, and this drafter's like {drafter.config.layer}'s; train with --set "
+                f"its layer is like Llama's, and this drafter's like {drafter.config.layer}'s; train with "
+                "--set "
                 "drafter.layer=llama"
             )
         if len(drafter.layers) != 1 or len(drafter.target_layers) != _TAPS:
             taps = len(drafter.target_layers)
             return f"it has one layer and {_TAPS} taps, and this drafter {len(drafter.layers)} and {taps}"
-        return family.unusual(drafter, "own_head", "draft_vocab_size") or layer_fault(drafter.config, drafter.info)
+        return family.unusual(drafter, "own_head", "draft_vocab_size") or layer_fault(
+            drafter.config, drafter.info
+        )
 
     def write(self, draft: Draft) -> Written:
         drafter, info = family.drafter_of(draft.parts), draft.target.info
@@ -146,7 +149,8 @@ def _layer_ids(config: Mapping[str, Any], where: str) -> list[int] | None:
     top = config.get(_IDS)
     if nested is not None and top is not None and [i + 1 for i in nested] != list(top):
         raise ConfigError(
-            f"{where}: {_IDS} is {list(nested)} in eagle_config, which counts from 0, and {list(top)} at the top, "
+            f"{where}: {_IDS} is {list(nested)} in eagle_config, which counts from 0, and {list(top)} at "
+            "the top, "
             "which counts from 1; the two name other layers"
         )
     if nested is not None:

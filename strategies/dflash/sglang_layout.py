@@ -33,7 +33,7 @@ from deepspec.formats import (
 )
 from deepspec.strategy import Parts
 
-from . import family
+from . import layouts as family
 
 #: Whether slot 0 drafts, by the class of weights.
 _FROM_ANCHOR = {"DFlashDraftModel": False, "DSparkDraftModel": True}
@@ -133,7 +133,9 @@ class DFlashConfigFormat(CheckpointFormat, ABC):
             why = f"it reads {flat[0]} at the top of config.json, and here it is nested in dflash_config"
             return EngineVerdict("vllm", loads=False, why=why), EngineVerdict("sglang", loads=False, why=why)
         if self.is_flat and head.type != "none":
-            why = "it reads the heads' tensors as markov_head.* and confidence_head.*; export with --to sglang"
+            why = (
+                "it reads the heads' tensors as markov_head.* and confidence_head.*; export with --to sglang"
+            )
             return EngineVerdict("vllm", loads=False, why=why), EngineVerdict("sglang", loads=False, why=why)
         command = sglang_command("DSPARK", length, f"--speculative-dspark-block-size {length}")
         why = "" if head.type != "none" else "nobody has tried its DSpark with markov_rank 0"

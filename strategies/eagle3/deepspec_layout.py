@@ -26,7 +26,7 @@ from deepspec.formats import (
 )
 from deepspec.strategy import Parts
 
-from . import family
+from . import layouts as family
 
 _ARCHITECTURES = ("Qwen3Eagle3Model", "Gemma4Eagle3Model")
 
@@ -55,7 +55,9 @@ class DeepSpecEagle3(CheckpointFormat):
         return Layout(
             strategy=strategy,
             table=family.TABLE,
-            claim=TargetClaim(size, int(config["vocab_size"]), layers, config.get("target_model_name_or_path")),
+            claim=TargetClaim(
+                size, int(config["vocab_size"]), layers, config.get("target_model_name_or_path")
+            ),
             copies=(SharedCopy("embed_tokens.weight", "embedding"), SharedCopy("lm_head.weight", "lm_head")),
             facts=family.facts(strategy, layers=counted, length="ttt_length"),
             fields=config,

@@ -1,1 +1,0 @@
-"""Checkpoint layouts of DFlash drafters, with a head (DSpark) and without."""

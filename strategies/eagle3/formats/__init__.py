@@ -1,1 +1,0 @@
-"""Checkpoint layouts of Eagle 3 drafters."""

@@ -16,7 +16,7 @@ from deepspec.formats.layout import (
     kept_config,
 )
 from deepspec.formats.names import NameTable, Rule
-from deepspec.formats.serving import chain_flags, sglang_command, vllm_command
+from deepspec.formats.serving import sglang_command, vllm_command
 from deepspec.formats.speculators import speculators_claim, speculators_config
 from deepspec.formats.taps import check_layers, check_taps
 from deepspec.formats.vocabulary import VOCABULARY, membership
@@ -33,7 +33,6 @@ __all__ = [
     "SharedCopy",
     "TargetClaim",
     "Written",
-    "chain_flags",
     "check_layers",
     "check_taps",
     "decoder_config",

@@ -10,8 +10,8 @@ from deepspec.runs import Run, evaluation_of
 
 if TYPE_CHECKING:
     from deepspec.composed import Composed
+    from deepspec.formats.foreign import Foreign
     from deepspec.formats.layout import EngineVerdict
-    from deepspec.formats.opened import Foreign
 
 _ENGINES = {"vllm": "vLLM", "sglang": "SGLang"}
 

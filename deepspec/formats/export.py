@@ -19,9 +19,10 @@ from torch import Tensor
 from deepspec.composed import Composed
 from deepspec.errors import CheckpointError, ConfigError
 from deepspec.formats.card import model_card
+from deepspec.formats.foreign import read_foreign
 from deepspec.formats.identify import all_formats, formats_for
 from deepspec.formats.layout import CheckpointFormat, Draft, EngineVerdict, SharedCopy, Written
-from deepspec.formats.opened import Origin, read_foreign
+from deepspec.formats.opened import Origin
 from deepspec.formats.schedule import schedule_files
 from deepspec.formats.stitch import copy_target, join_index
 from deepspec.resources import writing
@@ -123,10 +124,9 @@ def export(
             foreign = read_foreign(str(partial), "export")
             engines = foreign.format.engines(foreign.header, foreign.layout)
             _check_engine(to, engines)
-            beside = schedule_files(subject, partial, sps) if to == "sglang" else {}
-            command: dict[str, str] = {
-                verdict.engine: served(verdict, name, out, beside) for verdict in engines
-            }
+            kinds_read = {kind for one in engines for kind in one.scheduling}
+            beside = schedule_files(subject, partial, kinds_read, sps)
+            command: dict[str, str] = {one.engine: served(one, name, out, beside) for one in engines}
             card = model_card(subject, foreign, name, engines, command)
             (partial / "README.md").write_text(card, encoding="utf-8")
             if out.exists():
@@ -161,15 +161,11 @@ def save(
     write_json(folder / "config.json", {**written.config, **stated})
 
 
-def served(verdict: EngineVerdict, target: str, folder: Path, flags: Mapping[str, str]) -> str:
-    """The line that serves a drafter, its places filled in."""
+def served(verdict: EngineVerdict, target: str, folder: Path, files: Mapping[str, str]) -> str:
+    """The line that serves a drafter, its places filled in; ``files`` are those that it schedules by."""
     line = verdict.command.replace("{target}", target).replace("{draft}", str(folder))
-    more = (
-        "".join(f" {flag} {folder / file}" for flag, file in flags.items())
-        if verdict.engine == "sglang"
-        else ""
-    )
-    return line + more if line else ""
+    named = [f"{flag} {folder / files[kind]}" for kind, flag in verdict.scheduling.items() if kind in files]
+    return " ".join([line, *named]) if line else ""
 
 
 def _layout_for(to: str, subject: Run | Composed) -> CheckpointFormat:

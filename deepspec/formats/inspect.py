@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from deepspec.formats.foreign import Foreign, read_foreign
 from deepspec.formats.layout import EngineVerdict
-from deepspec.formats.opened import Foreign, read_foreign
 from deepspec.formats.vocabulary import check_map
 
 
@@ -40,7 +40,7 @@ class Inspection:
 
 
 def inspect_checkpoint(name: str) -> Inspection:
-    """Look into a folder or hub model; raises as :func:`deepspec.formats.opened.read_foreign`."""
+    """Look into a folder or hub model; raises as :func:`deepspec.formats.foreign.read_foreign`."""
     foreign = read_foreign(name, "checkpoint")
     layout = foreign.layout
     facts = {**layout.facts, "vocabulary": _vocabulary(foreign), "target": _target(foreign)}

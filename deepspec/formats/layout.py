@@ -106,12 +106,14 @@ class EngineVerdict:
         loads: None where nobody has tried.
         why: why it cannot, or what to mind.
         command: the line that serves it, with ``{target}`` and ``{draft}`` for places; empty without one.
+        scheduling: flags that name the files by which it schedules, of ``sts`` (temperatures) and ``sps``.
     """
 
     engine: str
     loads: bool | None
     why: str = ""
     command: str = ""
+    scheduling: Mapping[str, str] = field(default_factory=dict)
 
 
 class CheckpointFormat(Part, ABC):

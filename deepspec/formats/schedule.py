@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,26 +13,23 @@ from deepspec.runs import Run, newest_state, write_json
 if TYPE_CHECKING:
     from deepspec.composed import Composed
 
-_STS, _SPS = "sts.json", "sps.json"
 
-
-def schedule_files(subject: Run | Composed, folder: Path, sps: Path | None) -> dict[str, str]:
-    """Write what SGLang reads of a confidence that is trained; each file by the flag that names it."""
-    if subject.parts.head.confidence != "linear":
-        return {}
-    found = {}
-    if (temperatures := _temperatures(subject)) is not None:
-        write_json(folder / _STS, temperatures)
-        found["--speculative-dspark-confidence-sts-path"] = _STS
+def schedule_files(
+    subject: Run | Composed, folder: Path, kinds: Collection[str], sps: Path | None
+) -> dict[str, str]:
+    """Write those of ``sts`` and ``sps`` that are wanted and there is something for; each kind's file."""
     curve = SpsCurve.read(sps) if sps is not None else subject.parts.policy.curve
-    if curve is not None:
-        write_json(folder / _SPS, curve.to_sglang())
-        found["--speculative-dspark-sps-table-path"] = _SPS
+    contents = {"sts": _temperatures(subject), "sps": None if curve is None else curve.to_sglang()}
+    found = {}
+    for kind, content in contents.items():
+        if kind in kinds and content is not None:
+            found[kind] = f"{kind}.json"
+            write_json(folder / found[kind], content)
     return found
 
 
 def _temperatures(subject: Run | Composed) -> Mapping[str, Any] | None:
-    """As ``deepspec calibrate`` stored them."""
+    """Of a trained confidence, as ``deepspec calibrate`` stored them."""
     if not isinstance(subject, Run):
         return None
     stored = newest_state(subject.path)[1].get("calibration", {})

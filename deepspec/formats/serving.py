@@ -24,8 +24,3 @@ def sglang_command(algorithm: str, num_tokens: int, *flags: str, has_model: bool
         places.append("--speculative-draft-model-path {draft}")
     numbers = f"--speculative-num-draft-tokens {num_tokens + 1}"
     return " ".join(["python -m sglang.launch_server", *places, *flags, numbers])
-
-
-def chain_flags(num_tokens: int) -> tuple[str, str]:
-    """SGLang's flags for drafters that go token by token, a chain and no tree."""
-    return f"--speculative-num-steps {num_tokens}", "--speculative-eagle-topk 1"

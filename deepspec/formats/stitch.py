@@ -34,7 +34,7 @@ def copy_target(target: Target, folder: Path) -> None:
 
 
 def join_index(folder: Path, file: str, tensors: Iterable[str]) -> None:
-    """Let the index of all safetensors in ``folder`` name these tensors in ``file``, and no others of them."""
+    """Let the index of the safetensors in ``folder`` name these tensors in ``file`` alone."""
     place = folder / INDEX
     index = read_json(place) if place.is_file() else {"metadata": {}, "weight_map": _names(folder, file)}
     weight_map = {**index["weight_map"], **dict.fromkeys(tensors, file)}

@@ -23,7 +23,6 @@ from deepspec.formats import (
     kept_config,
     layer_fault,
     layer_options,
-    sglang_command,
     vllm_command,
 )
 from deepspec.strategy import Parts
@@ -118,11 +117,7 @@ class DeepSpecDFlash(CheckpointFormat):
         else:
             why = "its DSpark loader reads the vanilla head alone; it has no DFlash loader for this layout"
             verdict = EngineVerdict("vllm", loads=False, why=why)
-        has_head = layout.strategy.head.type != "none"
-        command = sglang_command("DSPARK", length, f"--speculative-dspark-block-size {length}")
-        why = "" if has_head else "nobody has tried its DSpark with markov_rank 0"
-        sglang = EngineVerdict("sglang", loads=has_head or None, why=why, command=command)
-        return verdict, sglang
+        return verdict, family.sglang_verdict(layout.strategy)
 
 
 def _fresh(draft: Draft) -> dict[str, Any]:

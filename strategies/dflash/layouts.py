@@ -10,7 +10,7 @@ from typing import Any
 
 from deepspec import Strategy
 from deepspec.errors import ConfigError
-from deepspec.formats import VOCABULARY, NameTable, Rule
+from deepspec.formats import VOCABULARY, EngineVerdict, NameTable, Rule, sglang_command
 from deepspec.interfaces import SequentialHead
 from deepspec.strategy import Parts
 
@@ -33,6 +33,10 @@ FLAT_HEAD = (
 NESTED = NameTable((*BACKBONE, *NESTED_HEAD, *VOCABULARY))
 FLAT = NameTable((*BACKBONE, *FLAT_HEAD, *VOCABULARY))
 
+_SCHEDULING = {
+    "sts": "--speculative-dspark-confidence-sts-path",
+    "sps": "--speculative-dspark-sps-table-path",
+}
 _HEADS = {"vanilla": "markov", "gated": "gated", "rnn": "rnn"}
 _KINDS = {ours: theirs for theirs, ours in _HEADS.items()}
 
@@ -64,6 +68,19 @@ def head_fields(head: SequentialHead[Any]) -> dict[str, Any]:
         width = weights["confidence_head.weight"].shape[1]
         fields["confidence_head_with_markov"] = width > head.context.hidden_size
     return fields
+
+
+def sglang_verdict(strategy: Strategy) -> EngineVerdict:
+    """What SGLang's DSpark makes of a drafter whose every slot drafts."""
+    length, has_head = strategy.draft_length, strategy.head.type != "none"
+    is_rated = strategy.head.options["confidence"] == "linear"
+    return EngineVerdict(
+        "sglang",
+        loads=has_head or None,
+        why="" if has_head else "nobody has tried its DSpark with markov_rank 0",
+        command=sglang_command("DSPARK", length, f"--speculative-dspark-block-size {length}"),
+        scheduling=_SCHEDULING if is_rated else {},
+    )
 
 
 def strategy_of(draft_length: int, drafter: Mapping[str, Any], head: Mapping[str, Any]) -> Strategy:

@@ -137,9 +137,7 @@ class DFlashConfigFormat(CheckpointFormat, ABC):
                 "it reads the heads' tensors as markov_head.* and confidence_head.*; export with --to sglang"
             )
             return EngineVerdict("vllm", loads=False, why=why), EngineVerdict("sglang", loads=False, why=why)
-        command = sglang_command("DSPARK", length, f"--speculative-dspark-block-size {length}")
-        why = "" if head.type != "none" else "nobody has tried its DSpark with markov_rank 0"
-        sglang = EngineVerdict("sglang", loads=head.type != "none" or None, why=why, command=command)
+        sglang = family.sglang_verdict(layout.strategy)
         if head.type == "markov":
             return EngineVerdict("vllm", loads=True, command=vllm_command("dspark", length)), sglang
         why = "its DSpark loader reads the vanilla head alone"

@@ -22,7 +22,6 @@ from deepspec.formats import (
     SharedCopy,
     TargetClaim,
     Written,
-    chain_flags,
     check_layers,
     check_taps,
     decoder_config,
@@ -139,7 +138,8 @@ class SGLangEagle3(CheckpointFormat):
         if drafter["norm_before_residual"]:
             why = "its residual stream is the feature itself, and this drafter's the feature behind its norm"
             return vllm, EngineVerdict("sglang", loads=False, why=why)
-        command = sglang_command("EAGLE3", length, *chain_flags(length))
+        chain = (f"--speculative-num-steps {length}", "--speculative-eagle-topk 1")
+        command = sglang_command("EAGLE3", length, *chain)
         return vllm, EngineVerdict("sglang", loads=True, command=command)
 
 

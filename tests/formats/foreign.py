@@ -68,11 +68,11 @@ def backbone(num_layers: int = 2, *, is_gemma: bool = False) -> dict[str, Tensor
     return found
 
 
-def head_tensors(kind: str, vocab: int = VOCAB, *, with_token: bool = True) -> dict[str, Tensor]:
+def head_tensors(kind: str, vocab: int | None = None, *, with_token: bool = True) -> dict[str, Tensor]:
     """A sequential head and a confidence head."""
     found = {
         "markov_head.markov_w1.weight": values(VOCAB, RANK, scale=1.0),
-        "markov_head.markov_w2.weight": values(vocab, RANK),
+        "markov_head.markov_w2.weight": values(vocab or VOCAB, RANK),
         "confidence_head.proj.weight": values(1, H + (RANK if with_token else 0)),
         "confidence_head.proj.bias": values(1),
     }

@@ -28,6 +28,7 @@ from deepspec.cli import (
     profile,
     report,
     runs,
+    serve_check,
     simulate,
     train,
 )
@@ -71,6 +72,7 @@ app.command("report")(report.report)
 app.command("simulate")(simulate.simulate)
 app.command("inspect")(inspect.inspect)
 app.command("export")(export.export)
+app.command("serve-check")(serve_check.serve_check)
 app.command("check")(check.check)
 app.command("runs")(runs.runs)
 app.add_typer(plugins.app, name="plugins")

@@ -119,7 +119,7 @@ def export(
         try:
             kinds = {} if same is None else same.dtypes
             if written.with_target:
-                copy_target(target, partial)
+                copy_target(target, partial, tensors)
             save(partial, written, tensors, dtype=dtype, kinds=kinds)
             foreign = read_foreign(str(partial), "export")
             engines = foreign.format.engines(foreign.header, foreign.layout)

@@ -70,19 +70,18 @@ def read_weights(
     """
     header, layout = foreign.header, foreign.layout
     copies = {copy.tensor: copy for copy in layout.copies if copy.tensor in header.files}
+    names = [name for name in header.files if name.startswith(layout.within)]
     unknown = [
-        name
-        for name in header.files
-        if not (layout.table.knows(name) or name in copies or name in layout.ignored)
+        name for name in names if not (layout.table.knows(name) or name in copies or name in layout.ignored)
     ]
     if unknown:
-        names = ", ".join(sorted(unknown)[:3])
+        listed = ", ".join(sorted(unknown)[:3])
         raise CheckpointError(
             f"draft {header.name!r} has {len(unknown)} tensors that the layout {foreign.format.name} does "
             "not know: "
-            f"{names}"
+            f"{listed}"
         )
-    tensors = header.tensors(header.files)
+    tensors = header.tensors(names)
     dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
     ids = None
     if "d2t" in tensors:

@@ -58,6 +58,8 @@ class Layout:
         copies: of the target's tensors. ignored: tensors that others make up for.
         facts: for ``inspect``: what breaks silently when it is read otherwise.
         fields: its whole configuration, for writing it again.
+        within: beginning of the names of its tensors, where the file is its target's, too.
+        sets_length: whether the file says how many tokens are drafted, so that nobody else may.
     """
 
     strategy: Strategy
@@ -67,6 +69,8 @@ class Layout:
     ignored: tuple[str, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
+    within: str = ""
+    sets_length: bool = True
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,11 @@ class NameTable:
         """Whether a tensor of the layout has a name of ours."""
         return any(_fits(foreign, rule.foreign) for rule in self.rules)
 
+    def our_name(self, foreign: str) -> str | None:
+        """Our name of a tensor of the layout, None where no rule fits."""
+        found = _first(rule for rule in self.rules if _fits(foreign, rule.foreign))
+        return found[0].ours + foreign.removeprefix(found[0].foreign) if found else None
+
     def to_ours(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors by our names; those that no rule fits are left out."""
         return {

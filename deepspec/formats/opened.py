@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,8 +71,11 @@ def open_draft(
         name=_target_name(foreign, target), device=target_device, trust_remote_code=trust_remote_code
     )
     model = load_target(settings, device=str(place)) if isinstance(target, str | None) else target
+    given = dict(changes or {})
+    if not foreign.layout.sets_length and "draft_length" in given:
+        foreign = _of_length(foreign, given.pop("draft_length"))
     parts, origin = load_parts(foreign, model, device=place, dtype=dtype or model.dtype)
-    parts = redecoded(parts, **check_changes(changes or {}))
+    parts = redecoded(parts, **check_changes(given))
     parts.modules().eval()
     return Composed(RunConfig(strategy=parts.strategy, target=settings), model, parts, origin)
 
@@ -91,6 +94,12 @@ def load_parts(
         )
     copies = tuple(copy for copy in layout.copies if copy.tensor in dtypes)
     return parts, Origin(header.name, foreign.format.name, layout.fields, dtypes, copies)
+
+
+def _of_length(foreign: Foreign, length: Any) -> Foreign:
+    """The same where another number of tokens is drafted."""
+    strategy = foreign.layout.strategy.replace(draft_length=length)
+    return replace(foreign, layout=replace(foreign.layout, strategy=strategy))
 
 
 def _target_name(foreign: Foreign, target: str | Target | None) -> str:

@@ -83,6 +83,7 @@ class SGLangEagle3(CheckpointFormat):
                 SharedCopy("lm_head.weight", "lm_head", "own_head"),
             ),
             ignored=("t2d",),
+            sets_length=False,
             facts=family.facts(strategy, layers=counted, length="the server's setting, not in the file"),
             fields=config,
         )

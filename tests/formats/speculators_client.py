@@ -40,6 +40,15 @@ def chain_logits(model, tokens, features):
     return torch.stack(seen)
 
 
+def recycled_logits(model, tokens, features):
+    """An MTP module's steps from the last row of the context, its inputs the true tokens."""
+    logits, *_ = model(tokens[None], features[None])
+    return torch.stack([step[0, CONTEXT - 1] for step in logits])
+
+
+COMPUTE = {"eagle3": chain_logits, "mtp": recycled_logits}
+
+
 def main(work: Path) -> None:
     given = load_file(work / "inputs.safetensors")
     found = {}
@@ -48,7 +57,7 @@ def main(work: Path) -> None:
         config.transformer_layer_config._attn_implementation = "eager"
         model = SpeculatorModel.from_pretrained(folder, config=config).float().eval()
         count = len(model.target_layer_ids)
-        compute = chain_logits if config.speculators_model_type == "eagle3" else block_logits
+        compute = COMPUTE.get(config.speculators_model_type, block_logits)
         with torch.no_grad():
             found[folder.name] = compute(model, given["tokens"], given[f"features_{count}"]).contiguous()
     save_file(found, work / "outputs.safetensors")

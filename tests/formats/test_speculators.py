@@ -36,6 +36,7 @@ STRATEGIES = {
     "eagle3": ("eagle3", {"target_layers": [0, 1, 2]}, {}),
     "eagle3-own": ("eagle3", {"own_head": True, "draft_vocab_size": 50, "target_layers": [0, 2]}, {}),
     "eagle3-norms": ("eagle3", {"layer": "llama", "feature_norm": "joint", "norm_before_residual": True}, {}),
+    "mtp": ("mtp", {}, {}),
     "eagle3-output": ("eagle3", {"feature_norm": "each", "feed_back": "post_norm", "num_layers": 2}, {}),
 }
 
@@ -68,12 +69,12 @@ def test_speculators_loads_exports_and_computes_the_same_logits(tmp_path):
     work = tmp_path / "work"
     generator = torch.Generator().manual_seed(2)
     tokens = torch.randint(0, VOCAB, (CONTEXT + 1 + 2 * G + 4,), generator=generator)
-    inputs = {f"features_{k}": torch.randn(len(tokens), k * H, generator=generator) for k in (2, 3)}
+    inputs = {f"features_{k}": torch.randn(len(tokens), k * H, generator=generator) for k in (1, 2, 3)}
     ours = {}
     for name in STRATEGIES:
         parts = random_parts(name, target)
         export(Composed(config, target, parts), "speculators", work / name)
-        features = inputs[f"features_{len(parts.drafter.target_layers)}"]
+        features = inputs[f"features_{len(parts.drafter.target_layers) or 1}"]
         ours[name], _ = drafted(parts, tokens[: CONTEXT + 1 + G], features[:CONTEXT])
     save_file({"tokens": tokens, **inputs}, work / "inputs.safetensors")
     environment = {

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from deepspec.errors import TargetError
+from deepspec.target.describe import widest_layer
 from deepspec.target.load import (
     ModelSource,
     read_model,
@@ -57,13 +58,19 @@ def load_head(config: TargetConfig, *, device: str | None = None, fingerprint: s
     with without_notices():  # it would report the layers that are left out
         model = source.attempt(lambda: read_model(source.place, dtype, options))
     tokenizer = source.load_tokenizer()
+    text = whole.get_text_config()
     head = source.attempt(
-        lambda: make_target(model.to(place), tokenizer, name=config.name, revision=source.commit)
+        lambda: make_target(
+            model.to(place),
+            tokenizer,
+            name=config.name,
+            revision=source.commit,
+            whole=(text, _bare_layer(whole, widest_layer(text), config.trust_remote_code)),
+        )
     )
     files = weight_files(source)
     return replace(
         head,
-        info=replace(head.info, num_layers=whole.get_text_config().num_hidden_layers),
         fingerprint=fingerprint,
         absent_layer=lambda number: _read_layer(whole, number, files, head.dtype, config.trust_remote_code),
     )
@@ -112,13 +119,19 @@ def _cut(config: Any, layers: tuple[int, ...]) -> Any:
     return config
 
 
+def _bare_layer(config: Any, number: int, trust_remote_code: bool) -> nn.Module:
+    """A decoder layer without weights."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(_cut(config, (number,)), trust_remote_code=trust_remote_code)
+    layer: nn.Module = model.get_decoder().layers[0]
+    return layer
+
+
 def _read_layer(
     config: Any, number: int, files: list[Path], dtype: torch.dtype, trust_remote_code: bool
 ) -> nn.Module:
     """A decoder layer on the host, an empty module when the files do not name its tensors as it does."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(_cut(config, (number,)), trust_remote_code=trust_remote_code)
-    layer: nn.Module = model.get_decoder().layers[0]
+    layer = _bare_layer(config, number, trust_remote_code)
     names = set(layer.state_dict())
     found = {}
     for path in files:

@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from deepspec.errors import TargetError
 from deepspec.target.describe import widest_layer
@@ -52,11 +52,10 @@ def load_head(config: TargetConfig, *, device: str | None = None, fingerprint: s
     """
     place = resolve_device(config.device or device)
     source = target_source(config)
-    whole = source.attempt(lambda: AutoConfig.from_pretrained(source.place, **source.options))
+    whole = source.attempt(source.config)
     dtype = target_dtype(config.dtype, place)
-    options = {**source.options, "config": _cut(whole, ())}
     with without_notices():  # it would report the layers that are left out
-        model = source.attempt(lambda: read_model(source.place, dtype, options))
+        model = source.attempt(lambda: read_model(source.place, _without_layers(whole), dtype, source.options))
     tokenizer = source.load_tokenizer()
     text = whole.get_text_config()
     head = source.attempt(
@@ -109,21 +108,24 @@ def weights_digest(config: TargetConfig) -> str:
     return digest.hexdigest()[:32]
 
 
-def _cut(config: Any, layers: tuple[int, ...]) -> Any:
-    """The configuration of the same model with only these layers."""
+def _without_layers(config: Any) -> Any:
+    """The configuration of the same model with no decoder layer, and nothing that is made for each."""
     config = deepcopy(config)
     text = config.get_text_config()
     if getattr(text, "layer_types", None):
-        text.layer_types = [text.layer_types[number] for number in layers]
-    text.num_hidden_layers = len(layers)
+        text.layer_types = []
+    for name in ("num_kv_shared_layers", "hidden_size_per_layer_input"):
+        if getattr(text, name, None):
+            setattr(text, name, 0)
+    text.num_hidden_layers = 0
     return config
 
 
 def _bare_layer(config: Any, number: int, trust_remote_code: bool) -> nn.Module:
     """A decoder layer without weights."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(_cut(config, (number,)), trust_remote_code=trust_remote_code)
-    layer: nn.Module = model.get_decoder().layers[0]
+        model = AutoModelForCausalLM.from_config(deepcopy(config), trust_remote_code=trust_remote_code)
+    layer: nn.Module = model.get_decoder().layers[number]
     return layer
 
 

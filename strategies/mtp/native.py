@@ -111,7 +111,7 @@ def read_native(name: str) -> NativeModule:
 
 
 def _options(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The layer's options and ``rotary_width``; raises KeyError, ValueError where a configuration lacks them."""
+    """The layer's options and ``rotary_width``; raises KeyError, ValueError where one is missing."""
     if (activation := config.get("hidden_act", "silu")) != "silu":
         raise ValueError(f"its MLP has the activation {activation!r}, ours silu")
     heads = config["num_attention_heads"]

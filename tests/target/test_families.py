@@ -9,22 +9,25 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from deepspec.config import RunConfig
+from deepspec.config import RunConfig, TargetConfig
 from deepspec.engine import Engine, SamplingParams
 from deepspec.plugins import create_plugin_manager, register
 from deepspec.strategy import Parts, Strategy
-from deepspec.target import Target
+from deepspec.target import Target, load_target
+from deepspec.target.head import load_head
 from deepspec.train.trainer import Trainer, make_objective
 from deepspec.types import Span, TokenBatch
 from tests.exact_statistics.compositions import build
 from tests.families import FAMILIES, VOCAB, plain, target
 from tests.target.knowing import Knowing
+from tests.tiny_tokenizer import tokenizer
 
 CPU = torch.device("cpu")
 DRAFT_LENGTH, NUM_TOKENS = 4, 14
@@ -169,6 +172,23 @@ def sampled_decoding(family: str) -> None:
     assert _outputs(made, _knowing(made, known, verifier="delta"), params) == outputs
 
 
+def without_layers(family: str) -> None:
+    """Loaded from files without its layers, as training on stored features reads it: all else is the same."""
+    with TemporaryDirectory() as folder:
+        plain(family).save_pretrained(folder)
+        tokenizer().save_pretrained(folder)
+        config = TargetConfig(name=folder)
+        whole, head = load_target(config, device="cpu"), load_head(config, device="cpu", fingerprint="")
+    for name, value in vars(whole.info).items():
+        same = value.equal if isinstance(value, Tensor) else value.__eq__
+        assert name == "vocabulary" or same(getattr(head.info, name)), name
+    hidden = torch.randn(3, whole.info.hidden_size)
+    assert head.logits(hidden).equal(whole.logits(hidden))
+    (text,) = _texts(20)
+    loaded = whole.forward(text, [Span(0, 0, 20)], None, ())
+    _close(whole.logits(loaded.last_hidden), _plain_logits(family, text))
+
+
 PROPERTIES: dict[str, Callable[[str], None]] = {
     "features": features,
     "packed forward": packed_forward,
@@ -176,6 +196,7 @@ PROPERTIES: dict[str, Callable[[str], None]] = {
     "training step": training_step,
     "greedy decoding": greedy_decoding,
     "sampled decoding": sampled_decoding,
+    "stored features": without_layers,
 }
 
 

@@ -27,7 +27,6 @@ from deepspec.target.load import (
     resolve_device,
     target_dtype,
     target_source,
-    without_notices,
 )
 from deepspec.target.model import Target, make_target
 
@@ -52,10 +51,9 @@ def load_head(config: TargetConfig, *, device: str | None = None, fingerprint: s
     """
     place = resolve_device(config.device or device)
     source = target_source(config)
-    whole = source.attempt(source.config)
-    dtype = target_dtype(config.dtype, place)
-    with without_notices():  # it would report the layers that are left out
-        model = source.attempt(lambda: read_model(source.place, _without_layers(whole), dtype, source.options))
+    whole = source.config()
+    dtype, bare = target_dtype(config.dtype, place), _without_layers(whole)
+    model = source.attempt(lambda: read_model(source.place, bare, dtype, source.options, is_part=True))
     tokenizer = source.load_tokenizer()
     text = whole.get_text_config()
     head = source.attempt(

@@ -41,7 +41,7 @@ def span_rows(spans: Sequence[Span]) -> tuple[NDArray[np.int64], NDArray[np.int6
 class KVSlots(Cache):  # type: ignore[misc]  # transformers is not typed
     """Keys and values of ``num_slots`` requests, ``[slots, positions, kv heads, head size]`` a layer.
 
-    ``update`` writes the step's rows at ``index`` (set by the target before each forward); layers are
+    ``update`` writes the step's rows where :meth:`begin` said before the forward; layers are
     allocated at their first write because head sizes may differ between them, and keys' and values' too.
     Layers that keep neither have their states in ``recurrent``.
     """
@@ -56,6 +56,11 @@ class KVSlots(Cache):  # type: ignore[misc]  # transformers is not typed
         self.values: dict[int, Tensor] = {}
         self.recurrent = RecurrentSlots(num_slots, name)
         self._writers: dict[int, int] = {}  # layers by the id of the keys that they wrote last
+
+    def begin(self, index: Tensor) -> None:
+        """Rows of the next forward, int64 ``[T]``: slot * max_positions + position."""
+        self.index = index
+        self._writers.clear()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any

@@ -38,6 +38,8 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 #: ``(family, property): reason``.
 FAILS: dict[tuple[str, str], str] = {}
+#: What a family that is made in memory alone cannot be asked.
+WITHOUT_FILES = {("Gemma 3, 8-bit weights", "stored features")}
 
 
 def _close(ours: Tensor, theirs: Tensor) -> None:
@@ -200,8 +202,10 @@ PROPERTIES: dict[str, Callable[[str], None]] = {
 }
 
 
-@pytest.mark.parametrize("name", PROPERTIES)
-@pytest.mark.parametrize("family", FAMILIES)
+CELLS = [(family, name) for family in FAMILIES for name in PROPERTIES if (family, name) not in WITHOUT_FILES]
+
+
+@pytest.mark.parametrize(("family", "name"), CELLS)
 def test_a_family_does_what_a_target_is_used_for(family: str, name: str) -> None:
     torch.manual_seed(3)
     with torch.set_grad_enabled(name == "training step"):
@@ -215,7 +219,9 @@ def test_a_family_does_what_a_target_is_used_for(family: str, name: str) -> None
 def _table() -> str:
     lines = [f"| target | {' | '.join(PROPERTIES)} |", "|---" * (1 + len(PROPERTIES)) + "|"]
     for family in FAMILIES:
-        cells = [FAILS.get((family, name), "passes") for name in PROPERTIES]
+        cells = [
+            FAILS.get((family, name), "passes") if (family, name) in CELLS else "-" for name in PROPERTIES
+        ]
         lines.append(f"| {family} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deepspec.target import ModelSource, Target, make_target
+from tests.tiny_tokenizer import tokenizer
 
 VOCAB = 97
 SHAPE = {
@@ -40,6 +41,7 @@ HYBRID = {
     "layer_types": ["linear_attention", "full_attention"] * 2,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
 }
+MULTIMODAL = "Mistral 3, multimodal file"
 SLIDING = ["sliding_attention", "full_attention"] * 2
 
 VISION = {
@@ -237,7 +239,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "Qwen3-Next": _qwen3_next,
     "Llama 3, tied": _llama,
     "Mistral": _mistral,
-    "Mistral 3, multimodal file": _mistral3_text,
+    MULTIMODAL: _mistral3_text,
     "Gemma 2": gemma2,
     "Gemma 3": _gemma3,
     "Gemma 3, 8-bit weights": _gemma3_int8,
@@ -264,6 +266,17 @@ def random(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
             weight.add_(0.2 * torch.randn_like(weight))
     model.set_attn_implementation("eager")
     return model
+
+
+def save(family: str, folder: str) -> None:
+    """The weights of :func:`plain`, laid out as such a checkpoint is, with a tokenizer."""
+    model = plain(family)
+    if family == MULTIMODAL:
+        whole = mistral3()
+        whole.model.language_model.load_state_dict(model.model.state_dict())
+        model = whole
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
 
 
 @cache

@@ -25,9 +25,8 @@ from deepspec.target.head import load_head
 from deepspec.train.trainer import Trainer, make_objective
 from deepspec.types import Span, TokenBatch
 from tests.exact_statistics.compositions import build
-from tests.families import FAMILIES, VOCAB, plain, target
+from tests.families import FAMILIES, VOCAB, plain, save, target
 from tests.target.knowing import Knowing
-from tests.tiny_tokenizer import tokenizer
 
 CPU = torch.device("cpu")
 DRAFT_LENGTH, NUM_TOKENS = 4, 14
@@ -177,8 +176,7 @@ def sampled_decoding(family: str) -> None:
 def without_layers(family: str) -> None:
     """Loaded from files without its layers, as training on stored features reads it: all else is the same."""
     with TemporaryDirectory() as folder:
-        plain(family).save_pretrained(folder)
-        tokenizer().save_pretrained(folder)
+        save(family, folder)
         config = TargetConfig(name=folder)
         whole, head = load_target(config, device="cpu"), load_head(config, device="cpu", fingerprint="")
     for name, value in vars(whole.info).items():

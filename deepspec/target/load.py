@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from deepspec.errors import ConfigError, TargetError
 from deepspec.paths import DEMO, asset
 from deepspec.resources import memory
+from deepspec.target.decoder import without_notices
 from deepspec.target.model import Target, make_target
 
 if TYPE_CHECKING:
@@ -201,17 +202,6 @@ def target_dtype(name: str, device: torch.device) -> torch.dtype | str:
     if name != "auto":
         return getattr(torch, name)
     return torch.float32 if device.type == "cpu" else "auto"
-
-
-@contextmanager
-def without_notices() -> Iterator[None]:
-    """Keep transformers' own notices, which would stand beside our one line, off the terminal."""
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
 
 
 def read_model(

@@ -17,7 +17,7 @@ from deepspec.errors import ConfigError, TargetError
 from deepspec.interfaces import TargetInfo
 from deepspec.target.decoder import PackedDecoder
 from deepspec.target.describe import describe, widest_layer
-from deepspec.target.packed import KVSlots
+from deepspec.target.kv_slots import KVSlots
 from deepspec.target.quantized import stored_tensors
 from deepspec.types import Features, Span, TokenBatch
 

@@ -473,7 +473,7 @@ MUTANTS = (
     ),
     Mutant(
         "another layer's keys",
-        "deepspec/target/packed.py",
+        "deepspec/target/kv_slots.py",
         "else self._writers[id(key)]",
         "else min(self.keys)",
         "a layer that shares keys reads those of the first one",

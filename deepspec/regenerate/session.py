@@ -110,10 +110,8 @@ def regenerate(plan: Regeneration, writer: Writer, *, observer: Observer | None 
         try:
             return session.run()
         except KeyboardInterrupt:
-            number = session.report.num_before + session.report.num_written
-            raise KeyboardInterrupt(
-                f"interrupted; {number:,} samples are done and in {plan.out}: the same command goes on"
-            ) from None
+            done = f"interrupted; {len(journal.done):,} samples are done"
+            raise KeyboardInterrupt(f"{done}: the same command goes on with {plan.out}") from None
 
 
 def _identity(plan: Regeneration, writer: Writer) -> dict[str, Any]:

@@ -158,7 +158,6 @@ def regenerate(
     plan = Regeneration(
         sources=tuple(sources),
         out=out,
-        params=params,
         columns=columns,
         subset=subset,
         limit=limit,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import ipaddress
+import logging
 import os
 import random
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,8 @@ from typing import Any, TypeVar
 import httpx2
 
 from deepspec.errors import ConfigError, DeepSpecError
+
+logger = logging.getLogger(__name__)
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 _PASSING = frozenset({408, 409, 425, 429})
@@ -99,21 +102,14 @@ class Client:
         """Give the connections back."""
         await self._http.aclose()
 
-    async def ask(
-        self,
-        path: str,
-        body: dict[str, Any] | None,
-        parse: Callable[[Any], ParsedT],
-        *,
-        retries: int | None = None,
-    ) -> ParsedT:
+    async def ask(self, path: str, body: dict[str, Any] | None, parse: Callable[[Any], ParsedT]) -> ParsedT:
         """What ``parse`` makes of the JSON that ``path`` answers to ``body``, or to GET without one.
 
         Raises:
             ConfigError: the server refuses the key, or does not know the path or model.
             UnansweredError: it refuses this request, or the last try failed.
         """
-        tries = 1 + (self._patience.retries if retries is None else retries)
+        tries = 1 + self._patience.retries
         for num_failed in range(1, tries + 1):
             try:
                 return parse(await self._try(path, body))
@@ -122,7 +118,9 @@ class Client:
                     times = f", {tries} times tried" if tries > 1 else ""
                     raise UnansweredError(f"{self.url}{path}: {error}{times}") from error
                 after = error.retry_after_s if isinstance(error, _PassingError) else 0.0
-                await self._patience.sleep(self._patience.pause(num_failed, after, self._chance.random()))
+                pause_s = self._patience.pause(num_failed, after, self._chance.random())
+                logger.debug("%s%s: %s; tried again in %.1f s", self.url, path, error, pause_s)
+                await self._patience.sleep(pause_s)
         raise AssertionError("the last try returns or raises")
 
     async def _try(self, path: str, body: dict[str, Any] | None) -> Any:

@@ -56,7 +56,7 @@ class EngineWriter:
         if self._target.tokenizer is None:
             raise TargetError(f"target {self._target.name!r} has no tokenizer, so it reads no prompts")
         self._tokenizer: PreTrainedTokenizerBase = self._target.tokenizer
-        self._params, self._concurrency = params, concurrency
+        self.params, self.concurrency = params, concurrency
         with memory(self._needs_memory):
             self._engine = Engine(
                 self._target,
@@ -65,11 +65,6 @@ class EngineWriter:
                 max_positions=max_positions,
                 observers=[round_observer(create_plugin_manager())],
             )
-
-    @property
-    def concurrency(self) -> int:
-        """KV slots."""
-        return self._concurrency
 
     def identity(self) -> dict[str, Any]:
         """The target's weights and type, the drafter's run, and how long a text may be."""
@@ -91,8 +86,8 @@ class EngineWriter:
         live: dict[int, Conversation] = {}
         with memory(self._needs_memory):
             while True:
-                for sample in islice(samples, self._concurrency - len(live)):
-                    yield from self._submit(Conversation(sample, self._params), live)
+                for sample in islice(samples, self.concurrency - len(live)):
+                    yield from self._submit(Conversation(sample, self.params), live)
                 if not live and not self._engine.has_work:
                     return
                 for event in self._engine.step():
@@ -114,8 +109,8 @@ class EngineWriter:
             return
         room = self._engine.max_positions - len(prompt)
         if prompt and room >= 1:
-            most = min(self._params.max_tokens, room)
-            params = replace(self._params, seed=conversation.seed, max_tokens=most)
+            most = min(self.params.max_tokens, room)
+            params = replace(self.params, seed=conversation.seed, max_tokens=most)
             live[self._engine.submit(prompt, params)] = conversation
         elif conversation.has_replies:
             yield conversation.ended()
@@ -166,6 +161,6 @@ class EngineWriter:
 
     def _needs_memory(self) -> str:
         return (
-            f"memory ran out while the target was writing; lower --concurrency (now {self._concurrency}) or "
+            f"memory ran out while the target was writing; lower --concurrency (now {self.concurrency}) or "
             "--max-positions, or place the target elsewhere (--target-device); what is written is kept"
         )

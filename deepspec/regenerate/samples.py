@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from deepspec.data.prompts import Prompt
+from deepspec.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 #: Why a sample is not in the file. Those that failed are tried again; the others would come out the same.
@@ -69,6 +70,10 @@ Outcome = Written | LeftOut
 
 class Writer(Protocol):
     """Whoever has the target write."""
+
+    @property
+    def params(self) -> SamplingParams:
+        """Of every turn; the seed, 0 when None, is the root of all seeds."""
 
     @property
     def concurrency(self) -> int:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -26,6 +26,7 @@ from deepspec.sampling import SamplingParams
 #: Servers differ in how large a seed may be; all take this much.
 _SEED_BITS = 31
 _FINISHED: Mapping[str, FinishReason] = {"stop": "stop", "length": "length", "tool_calls": "tool_calls"}
+_LONGEST_QUESTION_S = 30.0
 #: Who tells its version where: vLLM, SGLang.
 _VERSION_PATHS = ("/version", "/server_info", "/get_server_info")
 
@@ -75,12 +76,7 @@ class ServerWriter:
     """Writes by a server; ``params.seed`` is the root of all seeds."""
 
     def __init__(self, server: Server, params: SamplingParams, *, concurrency: int = 32) -> None:
-        self._server, self._params, self._concurrency = server, params, concurrency
-
-    @property
-    def concurrency(self) -> int:
-        """Requests at once."""
-        return self._concurrency
+        self._server, self.params, self.concurrency = server, params, concurrency
 
     def identity(self) -> dict[str, Any]:
         """The model's name and what every request says beside; the server may have moved."""
@@ -93,11 +89,11 @@ class ServerWriter:
     def write(self, samples: Iterator[Sample]) -> Generator[Outcome]:
         """See :class:`deepspec.regenerate.samples.Writer`; must run on a thread without an event loop."""
         with asyncio.Runner() as runner:
-            client = Client(self._server.url, self._server.patience, connections=self._concurrency)
+            client = Client(self._server.url, self._server.patience, connections=self.concurrency)
             running: set[asyncio.Task[Outcome]] = set()
             try:
                 while True:
-                    for sample in islice(samples, self._concurrency - len(running)):
+                    for sample in islice(samples, self.concurrency - len(running)):
                         running.add(runner.get_loop().create_task(self._write(client, sample)))
                     if not running:
                         return
@@ -110,7 +106,7 @@ class ServerWriter:
                 runner.run(_stop(running, client))
 
     async def _write(self, client: Client, sample: Sample) -> Outcome:
-        conversation = Conversation(sample, self._params)
+        conversation = Conversation(sample, self.params)
         while True:
             path, body, parse = self._request(conversation)
             try:
@@ -122,7 +118,7 @@ class ServerWriter:
 
     def _request(self, conversation: Conversation) -> tuple[str, dict[str, Any], Callable[[Any], Reply]]:
         """Where to ask for the next turn, with what, and how to read the answer."""
-        params, seed = self._params, conversation.seed % 2**_SEED_BITS
+        params, seed = self.params, conversation.seed % 2**_SEED_BITS
         body: dict[str, Any] = {
             "model": self._server.model,
             "temperature": params.temperature,
@@ -155,15 +151,16 @@ def _base_url(address: str) -> str:
 
 async def _ask_what_it_is(url: str, patience: Patience) -> tuple[list[str], str | None]:
     """The models that a server lists, and its version."""
+    patience = replace(patience, timeout_s=min(patience.timeout_s, _LONGEST_QUESTION_S), retries=0)
     async with Client(url, patience) as client:
         try:
-            names = await client.ask("/models", None, _model_names, retries=0)
+            names = await client.ask("/models", None, _model_names)
         except UnansweredError as error:
             raise ServerError(f"{error}; is a server running there?") from error
     async with Client(str(httpx2.URL(url).join("/")).rstrip("/"), patience) as client:
         for path in _VERSION_PATHS:
             with contextlib.suppress(UnansweredError, ConfigError):
-                return names, await client.ask(path, None, _version, retries=0)
+                return names, await client.ask(path, None, _version)
     return names, None
 
 

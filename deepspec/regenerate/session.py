@@ -40,14 +40,12 @@ class Regeneration:
     Attributes:
         sources: files, folders, globs, data sets. subset: the data sets' configuration.
         out: the file, JSONL.
-        params: of every turn; its seed, 0 when None, is the root of all seeds.
         limit: rows to read at most. text_characters: of running text, that are given as the prompt.
         drop_cut: whether samples are left out whose last turn was cut off.
     """
 
     sources: tuple[str, ...]
     out: Path
-    params: SamplingParams
     columns: Columns = field(default_factory=lambda: Columns({}))
     subset: str | None = None
     limit: int | None = None
@@ -123,7 +121,7 @@ def _identity(plan: Regeneration, writer: Writer) -> dict[str, Any]:
             "chat": plan.columns.as_chat,
             "text_characters": plan.text_characters,
         },
-        "settings": {**_settings(plan.params), "drop_cut": plan.drop_cut},
+        "settings": {**_settings(writer.params), "drop_cut": plan.drop_cut},
         "writer": writer.identity(),
     }
 
@@ -170,7 +168,7 @@ class _Session:
         self._plan, self._writer, self._journal, self._observer = plan, writer, journal, observer
         self._started = time.monotonic()
         self._num_rows = self._failed_in_a_row = 0
-        self._settings = {**_settings(plan.params), **writer.details()}
+        self._settings = {**_settings(writer.params), **writer.details()}
         self.report = RegenerationReport(str(plan.out), num_before=len(journal.done))
 
     def run(self) -> RegenerationReport:

@@ -77,7 +77,7 @@ def test_what_the_server_refuses_is_one_line(server: Misbehaving, tmp_path: Path
     ran = run(*words, "--model", "tyni")
     assert (ran.code, ran.out) == (2, "")
     assert ran.err == f"error: {server.url} serves no model 'tyni'; known: tiny; did you mean 'tiny'?\n"
-    server.fault = lambda body, before: "401"
+    server.models_fault = "401"
     ran = run(*words)
     assert (ran.code, ran.err.count("\n")) == (2, 1)
     assert "who are you?; the API key is read from OPENAI_API_KEY, which is not set" in ran.err

@@ -86,9 +86,10 @@ MALFORMED = {
     '{"text": "a", "prompt": "b", "response": "c"}': "exactly",
     '{"text": "a", "complete": "no"}': '"complete" must be true or false, not text',
     '{"messages": [], "complete": false}': '"messages" must be a list of messages, not an empty list',
-    '{"messages": [{"role": "assistant", "content": "a"}, {"role": "b", "content": ""}], "complete": false}': (
-        '"complete" is false, and the last message is no reply in words'
-    ),
+    (
+        '{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}], '
+        '"complete": false}'
+    ): "the last message is no reply in words",
     '{"text": "a", "provenance": {}, "id": 3}': 'with an optional "complete" and "provenance"',
     '{"text": 3}': '"text" must be text, not a number',
     '{"text": null}': "not missing or null",

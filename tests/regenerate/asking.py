@@ -26,7 +26,7 @@ def patience(**changes: Any) -> Patience:
 
 
 def plan(source: Path, out: Path, **changes: Any) -> Regeneration:
-    return Regeneration(**{"sources": (str(source),), "out": out, "params": PARAMS, **changes})
+    return Regeneration(**{"sources": (str(source),), "out": out, **changes})
 
 
 def ask(
@@ -37,12 +37,12 @@ def ask(
     concurrency: int = 8,
     patient: Patience | None = None,
     extra: dict[str, Any] | None = None,
+    params: SamplingParams = PARAMS,
     **changes: Any,
 ) -> RegenerationReport:
     """Regenerate by a server that was found where the test started it."""
     found = Server.at(server.url, extra=extra, patience=patient or patience())
-    chosen = plan(source, out, **changes)
-    return regenerate(chosen, ServerWriter(found, chosen.params, concurrency=concurrency))
+    return regenerate(plan(source, out, **changes), ServerWriter(found, params, concurrency=concurrency))
 
 
 def rows(out: Path) -> list[dict[str, Any]]:

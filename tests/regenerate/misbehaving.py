@@ -58,6 +58,7 @@ class Misbehaving:
         self.fault: Callable[[dict[str, Any], int], str | None] = lambda body, before: None
         self.reply: Callable[[dict[str, Any]], dict[str, Any]] = answer
         self.models = ["tiny"]
+        self.models_fault: str | None = None
         self.version: str | None = "0.9"
         self.keys: list[str | None] = []
         self.bodies: list[dict[str, Any]] = []
@@ -76,11 +77,11 @@ class Misbehaving:
             self._seen[key] += 1
             self.bodies.append(body)
             self.arrived.notify_all()
-        return self.fault(body, before)
-
-    def leave(self) -> None:
-        with self.arrived:
-            self._at_once -= 1
+        try:
+            return self.fault(body, before)
+        finally:
+            with self.arrived:
+                self._at_once -= 1
 
     def wait_for(self, count: int, is_over: Callable[[], bool] = lambda: False) -> None:
         """Until so many requests have come, or it is over."""
@@ -107,9 +108,8 @@ class _Handler(BaseHTTPRequestHandler):
         told: Misbehaving = self.server.told
         told.keys.append(self.headers.get("Authorization"))
         if self.path == "/v1/models":
-            fault = told.fault({"path": "/models"}, 0)
-            if fault is not None:
-                return self._send(*FAULTS[fault])
+            if told.models_fault is not None:
+                return self._send(*FAULTS[told.models_fault])
             return self._json({"object": "list", "data": [{"id": name} for name in told.models]})
         if self.path == "/version" and told.version is not None:
             return self._json({"version": told.version})
@@ -129,8 +129,6 @@ class _Handler(BaseHTTPRequestHandler):
                 self._json({"choices": [told.reply(body)], "usage": {"completion_tokens": 5}})
         except OSError:  # who asked has gone
             self.close_connection = True
-        finally:
-            told.leave()
 
     def _break(self, fault: str, told: Misbehaving) -> None:
         self.close_connection = True

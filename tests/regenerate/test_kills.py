@@ -56,7 +56,10 @@ class Worker:
 def worker() -> Iterator[Worker]:
     command = [sys.executable, "-m", "tests.regenerate.worker"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
+    # A fork does not get over others' threads: OpenMP's, and that of Arrow's allocator.
+    alone = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+    environment = {**os.environ, **alone}
+    with subprocess.Popen(command, cwd=ROOT, text=True, env=environment, **pipes) as process:
         yield Worker(process)
         assert process.stdin is not None
         process.stdin.close()

@@ -28,7 +28,7 @@ def target() -> Target:
 
 def write(target: Target, source: Path, out: Path, *, concurrency: int = 4, **changes):
     writer = engine_writer(target, concurrency=concurrency)
-    return regenerate(plan(source, out, params=writer._params, **changes), writer)
+    return regenerate(plan(source, out, **changes), writer)
 
 
 def save(path: Path, *found: dict[str, object]) -> Path:
@@ -89,7 +89,7 @@ def test_a_drafter_may_help(tmp_path, source):
     run.target.decoder.model.lm_head.weight.data.copy_(letters.decoder.model.lm_head.weight.data)
     params = SamplingParams(seed=1, max_tokens=12, top_k=TOP_K)
     writer = EngineWriter(run, params, concurrency=4)
-    report = regenerate(plan(source, tmp_path / "out.jsonl", params=params, limit=8), writer)
+    report = regenerate(plan(source, tmp_path / "out.jsonl", limit=8), writer)
     assert report.num_written + sum(report.left_out.values()) == 8
     assert report.num_written > 0
     settings = json.loads((tmp_path / "out.jsonl.settings.json").read_text())
@@ -119,7 +119,7 @@ def test_half_a_character_at_the_end_is_left_out_and_bytes_that_are_no_text_leav
     run = untrained_run(max_position_embeddings=128)  # writes any bytes
     params = SamplingParams(seed=1, max_tokens=3)
     out = tmp_path / "out.jsonl"
-    report = regenerate(plan(source, out, params=params), EngineWriter(run.target, params))
+    report = regenerate(plan(source, out), EngineWriter(run.target, params))
     assert report.left_out["unusable"] > 5
     reasons = {line["reason"] for line in left_out(out)}
     assert "the target wrote bytes that are no text" in reasons

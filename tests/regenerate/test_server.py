@@ -16,7 +16,7 @@ from deepspec.regenerate import Server, ServerWriter
 from deepspec.regenerate import client as client_module
 from deepspec.regenerate.samples import Sample
 from tests.regenerate import misbehaving
-from tests.regenerate.asking import ask, left_out, patience, plan, rows
+from tests.regenerate.asking import PARAMS, ask, left_out, patience, plan, rows
 from tests.regenerate.conftest import save_source
 
 
@@ -137,10 +137,11 @@ def test_a_request_that_the_server_refuses_is_not_repeated(server, source, tmp_p
 def test_what_no_request_would_pass_ends_it_at_once(server, source, tmp_path, monkeypatch, fault, key, words):
     if key is not None:
         monkeypatch.setenv("OPENAI_API_KEY", key)
-    server.fault = lambda body, before: fault
+    server.models_fault = fault
     with pytest.raises(ConfigError) as raised:
         Server.at(server.url, patience=patience())
     assert words in str(raised.value)
+    server.models_fault = None
     server.fault = lambda body, before: fault if "messages" in body else None
     with pytest.raises(ConfigError) as raised:
         ask(server, source, tmp_path / "out.jsonl")
@@ -303,7 +304,7 @@ def test_retry_after_is_seconds_or_a_date(given, seconds):
 
 def test_a_source_is_read_no_further_than_is_asked_for(server, source, tmp_path):
     """What is in memory does not grow with the data."""
-    writer = ServerWriter(Server.at(server.url), plan(source, tmp_path / "out.jsonl").params, concurrency=2)
+    writer = ServerWriter(Server.at(server.url), PARAMS, concurrency=2)
     taken: list[int] = []
 
     def samples():

@@ -16,8 +16,7 @@ from typing import Any
 
 from deepspec.errors import DeepSpecError
 from deepspec.regenerate import RegenerationReport, Server, ServerWriter, regenerate
-from deepspec.target import Target
-from tests.regenerate.asking import patience, plan
+from tests.regenerate.asking import PARAMS, patience, plan
 from tests.regenerate.targets import engine_writer, writing_target
 
 
@@ -37,19 +36,17 @@ class Observer:
             tell(f"sample {self._told}")
 
 
-def work(job: dict[str, Any], target: Target) -> int:
+def work(job: dict[str, Any]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have turned off
     if (most := job.get("most_bytes")) is not None:  # of every file, as on a disk that is full
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     try:
         if "url" in job:
             server = Server.at(job["url"], patience=patience())
-            chosen = plan(Path(job["source"]), Path(job["out"]))
-            writer: Any = ServerWriter(server, chosen.params, concurrency=8)
+            writer: Any = ServerWriter(server, PARAMS, concurrency=8)
         else:
-            writer = engine_writer(target, concurrency=job["concurrency"])
-            chosen = plan(Path(job["source"]), Path(job["out"]), params=writer._params)
-        regenerate(chosen, writer, observer=Observer())
+            writer = engine_writer(writing_target(), concurrency=job["concurrency"])
+        regenerate(plan(Path(job["source"]), Path(job["out"])), writer, observer=Observer())
     except DeepSpecError as error:
         tell(f"raised {type(error).__name__}: {error}")
         return 1
@@ -60,13 +57,11 @@ def work(job: dict[str, Any], target: Target) -> int:
 
 
 def main() -> None:
-    import faulthandler; faulthandler.register(signal.SIGUSR1)
-    target = writing_target()
     tell("ready")
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            os._exit(work(json.loads(line), target))
+            os._exit(work(json.loads(line)))
         tell(f"child {child}")
         tell(f"exit {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}")
 

@@ -83,10 +83,11 @@ class TrainingProgress:
 def describe_samples(report: RegenerationReport) -> str:
     """How far regeneration is, in words."""
     rate = report.num_tokens / report.seconds if report.seconds else 0.0
-    before = f", {report.num_before:,} before" if report.num_before else ""
     left_out = sum(report.left_out.values()) - report.num_failed
-    rest = f"{left_out:,} left out, {report.num_failed:,} failed"
-    return f"{report.num_written:,} samples written{before}, {rest}; {rate:,.0f} tokens/s"
+    counts = {"written": report.num_written, "left out": left_out, "failed": report.num_failed}
+    told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    before = f", done before {report.num_before:,}" if report.num_before else ""
+    return f"samples: {told}{before}; {rate:,.0f} tokens/s"
 
 
 class RegenerationProgress:

@@ -252,10 +252,9 @@ def _lines(report: RegenerationReport) -> list[str]:
         "unusable": "cannot be used",
         "failed": "FAILED",
     }
-    before = f", {report.num_before:,} were done before" if report.num_before else ""
-    cut = f"{report.num_cut:,} end in a turn that was cut off" if report.num_cut else ""
-    size = ", ".join(part for part in (f"{report.num_tokens:,} tokens", cut) if part)
-    lines = [f"{report.num_written:,} samples written ({size}){before}"]
+    before = f", done before: {report.num_before:,}" if report.num_before else ""
+    cut = f", {report.num_cut:,} of them cut off" if report.num_cut else ""
+    lines = [f"samples written: {report.num_written:,} ({report.num_tokens:,} tokens{cut}){before}"]
     for kind, word in words.items():
         if kind in report.left_out:
             lines.append(f"{word}: {report.left_out[kind]:,}, the first: {report.reasons[kind]}")

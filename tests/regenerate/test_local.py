@@ -38,9 +38,9 @@ def save(path: Path, *found: dict[str, object]) -> Path:
 
 def test_a_sample_is_the_same_whatever_is_decoded_beside_it(target, source, tmp_path):
     for concurrency in (1, 7):
-        report = write(target, source, tmp_path / f"{concurrency}.jsonl", concurrency=concurrency)
-        assert report.num_written + sum(report.left_out.values()) == 40
-        assert report.num_written > 20
+        report = write(target, source, tmp_path / f"{concurrency}.jsonl", concurrency=concurrency, limit=16)
+        assert report.num_written + sum(report.left_out.values()) == 16
+        assert report.num_written > 8
     assert rows(tmp_path / "1.jsonl") == rows(tmp_path / "7.jsonl")
     texts = [json.dumps(row.get("messages", row.get("response"))) for row in rows(tmp_path / "1.jsonl")]
     assert len(set(texts)) == len(texts)
@@ -52,7 +52,7 @@ def test_a_turn_is_what_the_engine_writes_given_the_turns_before(target, tmp_pat
     out = tmp_path / "out.jsonl"
     write(target, save(tmp_path / "a.jsonl", *[{"messages": talk}] * 12), out)
     seen = set()
-    for row, example in zip(rows(out), read_examples(out), strict=True):
+    for row, example in zip(rows(out), sorted(read_examples(out), key=number_of(out)), strict=True):
         for turn in row["provenance"]["turns"]:
             place = turn["message"]
             prompt = encode_chat(target.tokenizer, example.messages[:place])
@@ -133,7 +133,7 @@ def test_a_special_token_amid_the_text_leaves_the_sample_out(target, tmp_path, m
     out = tmp_path / "out.jsonl"
     report = write(target, save_source(tmp_path / "a.jsonl"), out)
     assert report.left_out["unusable"] > 0
-    assert {line["reason"] for line in left_out(out)} == {"the target wrote 'e' amid its text"}
+    assert "the target wrote 'e' amid its text" in {line["reason"] for line in left_out(out)}
     assert all("e" not in row.get("response", "") for row in rows(out))
 
 

@@ -171,7 +171,7 @@ def test_a_version_need_not_be_told(server):
     assert Server.at(server.url).version is None
 
 
-@pytest.mark.parametrize("address", ["localhost:8000", "ftp://a", "http://", "http://[", "nonsense"])
+@pytest.mark.parametrize("address", ["localhost:8000", "ftp://a", "http://", "http://a:b", "nonsense"])
 def test_what_is_no_address_is_refused(address):
     with pytest.raises(ConfigError, match="--server '.*' ?(is no|:).*"):
         Server.at(address)

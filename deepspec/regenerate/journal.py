@@ -187,10 +187,9 @@ class Journal:
         return writing(path, self._advice)
 
     def _advice(self) -> str:
-        kept = (
-            f"; {len(self.done):,} samples are kept, and the same command goes on" if len(self.done) else ""
-        )
-        return f"make room or choose another --out{kept}"
+        advice = "make room or choose another --out"
+        number = len(self.done)
+        return f"{advice}; what is done is kept ({number:,}): the same command goes on" if number else advice
 
 
 def _open(path: Path) -> int:

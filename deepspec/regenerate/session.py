@@ -108,8 +108,8 @@ def regenerate(plan: Regeneration, writer: Writer, *, observer: Observer | None 
         try:
             return session.run()
         except KeyboardInterrupt:
-            done = f"interrupted; {len(journal.done):,} samples are done"
-            raise KeyboardInterrupt(f"{done}: the same command goes on with {plan.out}") from None
+            done = f"interrupted; samples done: {len(journal.done):,}"
+            raise KeyboardInterrupt(f"{done}; the same command goes on with {plan.out}") from None
 
 
 def _identity(plan: Regeneration, writer: Writer) -> dict[str, Any]:

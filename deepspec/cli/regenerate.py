@@ -66,7 +66,7 @@ def regenerate(
         typer.Option(
             "--body",
             metavar="KEY=VALUE",
-            help="With --server: more for each request, as in return_token_ids=true; repeatable.",
+            help="With --server: more for each request's body; repeatable.",
         ),
     ] = None,
     timeout: Annotated[

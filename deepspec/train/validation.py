@@ -88,13 +88,12 @@ def decoded_accepted_length(target: Target, parts: Parts, prompts: Sequence[tupl
 def _prompts(corpus: TokenizedCorpus, limit: int) -> tuple[tuple[int, ...], ...]:
     """Beginnings of held-out pieces: up to the first supervised token, or the first half of running text."""
     prompts = []
-    start = 0
-    for end in corpus.ends.tolist():
-        first = int(corpus.supervised[start:end].int().argmax())
-        length = first if first > 1 else min(_PROMPT_TOKENS, (end - start) // 2)
+    for number in range(corpus.num_pieces):
+        tokens, supervised = corpus.piece(number)
+        first = int(supervised.int().argmax())
+        length = first if first > 1 else min(_PROMPT_TOKENS, len(tokens) // 2)
         if 2 <= length <= limit:
-            prompts.append(tuple(corpus.tokens[start : start + length].tolist()))
+            prompts.append(tuple(tokens[:length].tolist()))
         if len(prompts) == _NUM_PROMPTS:
             break
-        start = end
     return tuple(prompts)

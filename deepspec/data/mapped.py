@@ -61,8 +61,8 @@ class MappedFile:
 def write_pieces(path: Path, pieces: Iterable[tuple[Tensor, Tensor, int]]) -> None:
     """Write tokens, supervised and document of each piece as they come; raises OSError.
 
-    The file has ``tokens`` (int32) and ``supervised`` (bool), flat, and ``ends`` and ``documents`` (int64). Of
-    an odd number of tokens there is one more at the end, so that the integers behind are aligned.
+    The file has ``tokens`` (int32) and ``supervised`` (bool), flat, and ``ends`` and ``documents`` (int64).
+    Behind an odd number of tokens there is one more, so that the integers that follow are aligned.
     """
     with written_whole(path) as partial, partial.open("wb") as file, _Spools(path.parent) as spools:
         file.seek(_START)

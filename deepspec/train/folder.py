@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from deepspec.config import RunConfig
 
 #: What a resumed run may have different: where it runs, finds its features and logs to, what is trusted, how
-#: it is measured afterwards.
+#: it is measured afterwards. Live evaluations sample by the rest of ``eval``.
 _FREE_KEYS = (
     "out",
     "device",
@@ -23,7 +23,10 @@ _FREE_KEYS = (
     "target.trust_remote_code",
     "features.folder",
     "train.tracker",
-    "eval.",
+    "eval.tasks",
+    "eval.num_prompts",
+    "eval.max_tokens",
+    "eval.batch",
 )
 
 
@@ -57,11 +60,7 @@ def differing_keys(saved: RunConfig, given: RunConfig) -> list[str]:
     """Dotted keys in which a resumed run would differ and must not."""
     old, new = (dict(_leaves(config.model_dump(mode="json"))) for config in (saved, given))
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    return [
-        key
-        for key in keys
-        if not any(key == free or (free[-1] == "." and key.startswith(free)) for free in _FREE_KEYS)
-    ]
+    return [key for key in keys if key not in _FREE_KEYS]
 
 
 def _new_folder(strategy: str) -> Path:

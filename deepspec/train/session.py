@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from deepspec.choice import chosen_state
 from deepspec.config import RunConfig
 from deepspec.errors import TrainingError
 from deepspec.plugins import create_plugin_manager
@@ -26,9 +27,10 @@ from deepspec.records import TrainingCost
 from deepspec.resources import memory, writing
 from deepspec.runs import Run, checkpoint_path, newest_checkpoint, target_record
 from deepspec.train.assemble import for_decoding
-from deepspec.train.checkpoint import write_checkpoint
+from deepspec.train.checkpoint import drop_old, read_weights, write_checkpoint
 from deepspec.train.flops import StepFlops, count_step
 from deepspec.train.folder import open_folder
+from deepspec.train.live import LiveEvaluations
 from deepspec.train.logs import RunLog, check_tracker
 from deepspec.train.prepare import Prepared, prepare, run_config
 from deepspec.train.trainer import StepResult, memory_advice
@@ -93,6 +95,7 @@ def train(
     session = _Session(prepared, observers, manager)
     with _stop_signals() as stop:
         session.run(stop)
+    step = _take_best(prepared)
     parts = for_decoding(prepared.trainer.parts, prepared.trainer.target, manager)
     parts.modules().eval()
     return Run(
@@ -100,9 +103,17 @@ def train(
         config=settings,
         target=prepared.trainer.target,
         parts=parts,
-        step=settings.train.num_steps,
+        step=step,
         cost=session.cost,
     )
+
+
+def _take_best(prepared: Prepared) -> int:
+    """Load the best checkpoint, unless the weights are its, into the trained parts; its step."""
+    checkpoint, state = chosen_state(prepared.folder)
+    read_weights(checkpoint, prepared.trainer.parts)
+    logger.info("%s of %s is the best; @last is the newest", checkpoint.name, prepared.folder)
+    return int(state["step"])
 
 
 @dataclass
@@ -155,6 +166,7 @@ class _Session:
         self._log = RunLog(
             prepared.folder, prepared.trainer.config, first_step=self.first_step, advice=self._disk_advice
         )
+        self.live = LiveEvaluations(prepared.folder, self._log, patience=self.config.patience)
         self._expected = 0.0
         self.cost = prepared.cost
         self.vocabulary_coverage = prepared.vocabulary_coverage
@@ -162,11 +174,15 @@ class _Session:
 
     def run(self, stop: _Stop) -> None:
         """All steps that are left; raises TrainingError when it has to stop."""
-        if self.first_step == self.config.num_steps:
+        is_whole = not self._is_due(self.first_step) or self.live.has(self.first_step)
+        if is_whole and (self.first_step == self.config.num_steps or self._stops_early(self.first_step)):
             return
         try:
             self._log.started(self.first_step, self.trainer.device)
-            self._run_steps(stop)
+            if not is_whole:  # the run was stopped before it, or in it
+                self._validate(self.first_step)
+            if not self._stops_early(self.first_step):
+                self._run_steps(stop)
         finally:
             self._log.close()
 
@@ -179,10 +195,27 @@ class _Session:
             self._step(number, flops)
             if done % self.config.checkpoint_every == 0 or done == steps:
                 self._save(done)
-            if (done % self.config.validate_every == 0 or done == steps) and not stop.signal_name:
+            if self._is_due(done) and not stop.signal_name:
                 self._validate(done)
             if stop.signal_name:
                 raise self._interrupted(stop.signal_name, done)
+            if self._stops_early(done):
+                break
+
+    def _is_due(self, step: int) -> bool:
+        """Whether a live evaluation belongs behind ``step``."""
+        is_last = step == self.config.num_steps
+        return (
+            self.validation is not None and step > 0 and (step % self.config.validate_every == 0 or is_last)
+        )
+
+    def _stops_early(self, step: int) -> bool:
+        reason = self.live.reason_to_stop if self._is_due(step) else None
+        if reason is not None and step < self.config.num_steps:
+            self._save(step)
+            logger.info("training stops after step %d of %d: %s", step, self.config.num_steps, reason)
+            return True
+        return False
 
     def _interrupted(self, signal_name: str, step: int) -> TrainingInterruptedError:
         """Save where the run stands, and say how to go on from there."""
@@ -233,6 +266,7 @@ class _Session:
             "vocabulary_coverage": self.vocabulary_coverage,
             "init_from": self.init_from,
         }
+        self._log.sync()
         with writing(checkpoint_path(self.folder, step), self._disk_advice):
             return write_checkpoint(
                 self.folder,
@@ -241,6 +275,7 @@ class _Session:
                 optimizer=self.trainer.optimizer.state_tensors(),
                 state=state,
                 keep=self.config.keep_checkpoints,
+                best=self.live.best,
             )
 
     def _validate(self, step: int) -> None:
@@ -248,14 +283,10 @@ class _Session:
             return
         with memory(lambda: self._validation_needs_memory(step)):
             found = self.validation.measure(self.trainer)
-        self._log.write("validation", {"step": step, **asdict(found)})
-        decoded = "-" if found.accepted_length is None else f"{found.accepted_length:.3f}"
-        logger.info(
-            "step %d: held-out text, expected accepted length %.3f, decoded %s",
-            step,
-            found.expected_accepted_length,
-            decoded,
-        )
+        if self.live.add(step, found):
+            self._save(step)
+            self.live.keep_best()
+            drop_old(self.folder, keep=self.config.keep_checkpoints, best=self.live.best)
 
     def _check_finite(self, step: int, result: StepResult) -> None:
         for what, value in (("loss", result.loss), ("gradient norm", result.gradient_norm)):

@@ -1,7 +1,8 @@
 """Which checkpoint of a run: its best one unless ``RUN@last``, ``RUN@best`` or ``RUN@STEP`` says otherwise.
 
 The best one is that of the live evaluation with the highest accepted length (``best.json``); a run that had
-none has its newest. A damaged checkpoint is never loaded: the newest whole one takes its place, and it is said.
+none has its newest. A damaged checkpoint is never loaded: the newest whole one takes its place, and that is
+said.
 """
 
 from __future__ import annotations
@@ -48,12 +49,12 @@ def chosen_state(run: str | Path) -> tuple[Path, dict[str, Any]]:
         if (problem := damage(found)) is not None:
             raise CheckpointError(f"{problem}; choose another checkpoint with {folder}@STEP")
         return found, read_state(found)
-    newest_state(folder)  # says so when there is none at all
-    best = best_checkpoint(folder)
-    found = newest_whole(folder, first=best)
-    if found is None:
-        raise CheckpointError(f"{folder} has no whole checkpoint; all are damaged")
-    return found, read_state(found)
+    if not checkpoints(folder):
+        newest_state(folder)  # says what there is instead
+    whole = newest_whole(folder, first=best_checkpoint(folder))
+    if whole is None:
+        raise CheckpointError(f"{folder} has no whole checkpoint: all that are there are damaged")
+    return whole, read_state(whole)
 
 
 def best_checkpoint(folder: Path) -> Path | None:
@@ -125,7 +126,7 @@ def _chosen(folder: Path, choice: str) -> Path:
         best = best_checkpoint(folder)
         if best is None:
             raise ConfigError(
-                f"{folder} has no best checkpoint: it had no live evaluation; give {folder}@{LAST}"
+                f"{folder} has no best checkpoint, as nothing was evaluated; give {folder}@{LAST}"
             )
         return best
     path = checkpoint_path(folder, int(choice))

@@ -84,7 +84,7 @@ def calibration_of(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def store_calibration(run: str | Path, calibration: Mapping[str, Any]) -> Path:
-    """Put a calibration into the checkpoint that ``run`` chooses, as :func:`deepspec.load` does; the file's path.
+    """Put a calibration into the checkpoint that :func:`deepspec.load` takes for ``run``; the file's path.
 
     ``calibration["strategy"]`` are the changed parts. Raises CheckpointError, ResourceError.
     """

@@ -67,7 +67,8 @@ def load(
 ) -> Run:
     """Load the best checkpoint of a run folder, or the shipped drafter ``demo``, with its target.
 
-    The newest one counts as the best where nothing was decoded while training. A calibrator that ``deepspec calibrate`` stored takes the place of the run's own.
+    The newest one counts as the best where nothing was evaluated while training. A calibrator that
+    ``deepspec calibrate`` stored takes the place of the run's own.
 
     A target from the hub is taken at the commit that the drafter was trained for, wherever its branch is now.
 

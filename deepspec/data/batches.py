@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -100,24 +101,19 @@ def batches(
         step += 1
 
 
+@dataclass(frozen=True, eq=False)
 class Packing:
-    """Which pieces share a row, in two flat arrays.
+    """Which pieces share a row: int32 ``[pieces]``, row after row, and where each row stops, ``[rows]``."""
 
-    Args:
-        rows: int32 ``[pieces]``, the row of each.
-    """
-
-    def __init__(self, rows: NDArray[np.int32], order: NDArray[np.int32]) -> None:
-        by_row = np.argsort(rows[order], kind="stable")
-        self._pieces = order[by_row]
-        self._ends = np.cumsum(np.bincount(rows), dtype=np.int32)
+    pieces: NDArray[np.int32]
+    ends: NDArray[np.int32]
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self.ends)
 
     def __getitem__(self, row: int) -> list[int]:
-        start = int(self._ends[row - 1]) if row else 0
-        found: list[int] = self._pieces[start : int(self._ends[row])].tolist()
+        start = int(self.ends[row - 1]) if row else 0
+        found: list[int] = self.pieces[start : int(self.ends[row])].tolist()
         return found
 
 
@@ -127,21 +123,30 @@ def pack(lengths: Tensor, capacity: int) -> Packing:
     Of more than ``_WINDOW`` pieces so many are packed at a time, so that the work's memory is bounded.
     """
     sizes = lengths.numpy()
-    rows, order = np.empty(len(sizes), dtype=np.int32), np.empty(len(sizes), dtype=np.int32)
-    count = 0
+    pieces = np.empty(len(sizes), dtype=np.int32)
+    ends: list[NDArray[np.int32]] = []
     for start in range(0, len(sizes), _WINDOW):
         window = slice(start, start + _WINDOW)
-        order[window] = np.argsort(-sizes[window], kind="stable") + start
-        free: list[tuple[int, int]] = []  # (room left, row), sorted
-        for piece in order[window].tolist():
-            size = int(sizes[piece])
-            found = bisect.bisect_left(free, (size, -1))
-            if found < len(free):
-                room, row = free.pop(found)
-            else:
-                room, row = capacity, count
-                count += 1
-            rows[piece] = row
-            if room > size:
-                bisect.insort(free, (room - size, row))
-    return Packing(rows, order)
+        order, rows = _packed(sizes[window], capacity)
+        pieces[window] = start + order[np.argsort(rows, kind="stable")]
+        ends.append((start + np.cumsum(np.bincount(rows))).astype(np.int32))
+    return Packing(pieces, np.concatenate(ends))
+
+
+def _packed(sizes: NDArray[np.int32], capacity: int) -> tuple[NDArray[np.intp], NDArray[np.int32]]:
+    """The pieces in the order in which they are packed, and the row of each."""
+    order = np.argsort(-sizes, kind="stable")
+    rows = np.empty(len(sizes), dtype=np.int32)
+    free: list[tuple[int, int]] = []  # (room left, row), sorted
+    count = 0
+    for place, size in enumerate(sizes[order].tolist()):
+        found = bisect.bisect_left(free, (size, -1))
+        if found < len(free):
+            room, row = free.pop(found)
+        else:
+            room, row = capacity, count
+            count += 1
+        rows[place] = row
+        if room > size:
+            bisect.insort(free, (room - size, row))
+    return order, rows

@@ -55,13 +55,13 @@ def tokenize_once(
     """
     settings = (sequence_length, tuple(reserved_token_ids))
     path = _place(examples, tokenizer, settings) if tokenizer.is_fast else None
-    if path is not None and (found := _read(path)) is not None:
+    if path is not None and (found := read(path)) is not None:
         return found
     if path is not None and _write(
         path,
         pieces(examples, tokenizer, sequence_length=sequence_length, reserved_token_ids=reserved_token_ids),
     ):
-        found = _read(path)
+        found = read(path)
     return found or tokenize(
         examples, tokenizer, sequence_length=sequence_length, reserved_token_ids=reserved_token_ids
     )
@@ -79,7 +79,8 @@ def _place(
     return cache_root() / "tokens" / f"{digest.hexdigest()[:32]}.safetensors"
 
 
-def _read(path: Path) -> TokenizedCorpus | None:
+def read(path: Path) -> TokenizedCorpus | None:
+    """The tokens of a file, mapped; None where there are none, and a warning where it is damaged."""
     if not path.exists():
         return None
     try:

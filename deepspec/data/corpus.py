@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-#: Tokens that are counted at once, so that no index of all of them is made.
-_PART = 1 << 20
+#: What is gone through at once, so that no index of all of it is made.
+_PART = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,11 @@ class TokenizedCorpus:
         """int32 ``[pieces]``."""
         if self.sizes is not None:
             return self.sizes
-        return torch.diff(self.ends, prepend=torch.zeros(1, dtype=torch.int64)).int()
+        found = torch.empty(self.num_pieces, dtype=torch.int32)
+        for part in self._ranges():
+            starts, ends = self._bounds(part)
+            found[part] = (ends - starts).int()
+        return found
 
     def piece(self, number: int) -> tuple[Tensor, Tensor]:
         """Tokens and supervised of one piece."""
@@ -77,8 +81,15 @@ class TokenizedCorpus:
 
     def view(self, pieces: Tensor) -> TokenizedCorpus:
         """The corpus of some pieces (int64 indices, in the order given), in the same tensors."""
-        documents, sizes = self.documents[pieces].int(), self.lengths()[pieces]
-        return replace(self, ends=self.ends[pieces], documents=documents, sizes=sizes)
+        lengths = self.lengths()
+        documents = torch.empty(len(pieces), dtype=torch.int32)
+        ends, sizes = torch.empty_like(documents, dtype=torch.int64), torch.empty_like(documents)
+        for start in range(0, len(pieces), _PART):
+            part = slice(start, start + _PART)
+            some = pieces[part]
+            documents[part], ends[part], sizes[part] = self.documents[some], self.ends[some], lengths[some]
+            self.release()
+        return replace(self, ends=ends, documents=documents, sizes=sizes)
 
     def select(self, pieces: Tensor) -> TokenizedCorpus:
         """The corpus of some pieces (int64 indices, in the order given), copied one after the other."""
@@ -101,14 +112,28 @@ class TokenizedCorpus:
 
     def _parts(self) -> Iterator[slice]:
         """All tokens, in slices of at most ``_PART`` that end where a piece does not follow, or before."""
-        if not self.num_pieces:
-            return
-        starts = self.ends - self.lengths()
-        breaks = (starts[1:] != self.ends[:-1]).nonzero()[:, 0].tolist()
-        for first, last in zip([0, *(b + 1 for b in breaks)], [*breaks, self.num_pieces - 1], strict=True):
-            stop = int(self.ends[last])
-            for start in range(int(starts[first]), stop, _PART):
-                yield slice(start, min(start + _PART, stop))
+        for part in self._ranges():
+            starts, ends = self._bounds(part)
+            breaks = (starts[1:] != ends[:-1]).nonzero()[:, 0].tolist()
+            firsts, lasts = [0, *(place + 1 for place in breaks)], [*breaks, len(ends) - 1]
+            for first, last in zip(firsts, lasts, strict=True):
+                stop = int(ends[last])
+                for start in range(int(starts[first]), stop, _PART):
+                    yield slice(start, min(start + _PART, stop))
+
+    def _ranges(self) -> Iterator[slice]:
+        """All pieces, in slices of at most ``_PART``."""
+        for start in range(0, self.num_pieces, _PART):
+            yield slice(start, min(start + _PART, self.num_pieces))
+            self.release()
+
+    def _bounds(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Where each of some pieces starts and stops in ``tokens``."""
+        ends = self.ends[part]
+        if self.sizes is not None:
+            return ends - self.sizes[part], ends
+        before = self.ends[part.start - 1 : part.start] if part.start else torch.zeros(1, dtype=torch.int64)
+        return torch.cat([before, ends[:-1]]), ends
 
 
 def tokenize(
@@ -196,7 +221,8 @@ def split_held_out(
     """
     if fraction <= 0:
         return corpus, corpus.select(torch.arange(0))
-    found = corpus.documents.unique()
+    found = torch.cat([part.unique() for part in corpus.documents.split(_PART)]).unique()
+    corpus.release()
     if len(found) < 2:
         raise DataError(
             "one document cannot be split into training and held-out text; give more documents, one a line"
@@ -205,10 +231,11 @@ def split_held_out(
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
     is_document_held_out = torch.zeros(int(found[-1]) + 1, dtype=torch.bool)
     is_document_held_out[found[order[:count]]] = True
-    is_held_out = is_document_held_out[corpus.documents]
-    parts = [corpus.view(flags.nonzero()[:, 0]) for flags in (~is_held_out, is_held_out)]
+    is_held_out = torch.cat([is_document_held_out[part] for part in corpus.documents.split(_PART)])
+    train = corpus.view((~is_held_out).nonzero()[:, 0])
+    held_out = corpus.view(is_held_out.nonzero()[:, 0])
     corpus.release()
-    return parts[0], parts[1]
+    return train, held_out
 
 
 def _check_reserved(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from deepspec.paths import written_whole
 
-_DTYPES = {"I32": np.dtype("<i4"), "I64": np.dtype("<i8"), "BOOL": np.dtype("?")}
+_DTYPES: dict[str, np.dtype[Any]] = {"I32": np.dtype("<i4"), "I64": np.dtype("<i8"), "BOOL": np.dtype("?")}
 #: Before the tensors: the header's length in 8 bytes and the header, filled up with blanks.
 _START = 4096
 _LENGTH_BYTES = 8

@@ -1,4 +1,4 @@
-"""Decodes prompts in batch and keeps what each round was: what evaluations and live evaluations measure by."""
+"""Decodes prompts in batch and keeps what each round was; evaluations, live ones as well, measure by it."""
 
 from __future__ import annotations
 

@@ -144,8 +144,8 @@ def collect_prompts(names: Sequence[str], target: Target, config: EvalConfig) ->
 
 
 def file_prompts(file: Path, tokenizer: PreTrainedTokenizerBase, num_prompts: int) -> Prompts:
-    """Prompts of a JSONL, JSON or Parquet file: raw ``{"prompt"}``, ``{"messages"}`` for the chat template, or
-    ``{"tokens"}`` as they are.
+    """Prompts of a JSONL, JSON or Parquet file: raw ``{"prompt"}``, ``{"messages"}`` for the chat template,
+    or ``{"tokens"}`` as they are.
 
     Raises DataError with ``file:line`` for anything else.
     """

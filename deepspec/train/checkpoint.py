@@ -19,7 +19,7 @@ from torch import Tensor
 from deepspec.choice import OPTIMIZER, WEIGHTS, file_digest
 from deepspec.environment import versions
 from deepspec.errors import CheckpointError
-from deepspec.paths import sync
+from deepspec.paths import remove_left, sync
 from deepspec.runs import FORMAT, checkpoint_path, checkpoints, write_json
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def write_checkpoint(
     keep: int,
     best: Path | None = None,
 ) -> Path:
-    """Write the checkpoint of ``step`` unless it is there, then drop all but the newest ``keep`` and ``best``.
+    """Write the checkpoint of ``step`` unless it is there, then drop all but the newest ones and ``best``.
 
     Args:
         state: joins ``state.json``, beside format, step, strategy and versions.
@@ -112,9 +112,11 @@ def read_optimizer(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what an interrupted write left behind."""
+    """Remove what interrupted writes left behind."""
     for path in (folder / "checkpoints").glob(f"{_PARTIAL}*"):
         shutil.rmtree(path)
+    for path in folder.glob("*.json*"):
+        remove_left(path)
 
 
 def _header(step: int, parts: Parts) -> dict[str, Any]:

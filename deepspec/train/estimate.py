@@ -35,7 +35,7 @@ class TrainingEstimate:
         text_tokens: of the training text; num_rows: rows it is packed into.
         step_tokens: of the second step, padding left out; epochs: times that the run reads each row.
         memory_bytes: the largest so far: allocated on a CUDA device, else of the whole process.
-        disk_bytes: of the checkpoints that are kept, the best and the one being written; free_bytes: where they go.
+        disk_bytes: of the newest checkpoints, the best and the one being written; free_bytes: where they go.
         step_seconds: of the second step. seconds: of all steps, without validations and checkpoints.
     """
 

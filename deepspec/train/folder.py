@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepspec.errors import CheckpointError
-from deepspec.paths import runs_root
+from deepspec.paths import remove_left, runs_root
 from deepspec.runs import read_config
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ def open_folder(config: RunConfig, *, resume: bool) -> Path:
             f"{folder} already holds a run; go on with it (deepspec train --resume --out {folder}), or "
             "choose another --out"
         )
+    if folder.is_dir():
+        remove_left(folder / "config.json")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not an empty folder; choose another --out")
     return folder

@@ -113,7 +113,8 @@ class LiveEvaluations:
         best = self._best(self._found)
         return (
             f"the last {waited} live evaluations were no clear gain on that of step {reference.step} "
-            f"(train.patience={self._patience}); the best is step {best.step}, accepted length {best.value:.3f}"
+            f"(train.patience={self._patience}); the best is step {best.step}, with accepted length "
+            f"{best.value:.3f}"
         )
 
     def keep_best(self) -> None:

@@ -1,5 +1,5 @@
-"""What a run writes about itself as it goes: ``log.jsonl``, ``samples.jsonl``, ``starts.jsonl``, TensorBoard's
-events under ``tensorboard/``, and a tracker where one is asked for.
+"""What a run writes about itself as it goes: ``log.jsonl``, ``samples.jsonl``, ``starts.jsonl``, events of
+TensorBoard under ``tensorboard/``, and a tracker where one is asked for.
 
 A run goes on without them, too; what it did after its last checkpoint is cut off then, so that nothing is
 there twice.

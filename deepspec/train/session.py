@@ -8,15 +8,10 @@ Everything is checked before the folder is made. A run that stops raises
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from deepspec.choice import chosen_state
@@ -27,6 +22,7 @@ from deepspec.records import TrainingCost
 from deepspec.resources import memory, writing
 from deepspec.runs import Run, checkpoint_path, newest_checkpoint, target_record
 from deepspec.train.assemble import for_decoding
+from deepspec.train.between import StepClock, Stop, stop_signals
 from deepspec.train.checkpoint import drop_old, read_weights, write_checkpoint
 from deepspec.train.flops import StepFlops, count_step
 from deepspec.train.folder import open_folder
@@ -93,7 +89,7 @@ def train(
     folder = open_folder(settings, resume=resume)
     prepared = prepare(settings, folder, resume=resume, check_tasks=check_tasks, manager=manager)
     session = _Session(prepared, observers, manager)
-    with _stop_signals() as stop:
+    with stop_signals() as stop:
         session.run(stop)
     step = _take_best(prepared)
     parts = for_decoding(prepared.trainer.parts, prepared.trainer.target, manager)
@@ -112,41 +108,10 @@ def _take_best(prepared: Prepared) -> int:
     """Load the best checkpoint, unless the weights are its, into the trained parts; its step."""
     checkpoint, state = chosen_state(prepared.folder)
     read_weights(checkpoint, prepared.trainer.parts)
-    logger.info("%s of %s is the best; @last is the newest", checkpoint.name, prepared.folder)
-    return int(state["step"])
-
-
-@dataclass
-class _Stop:
-    """Which signal asked the run to stop, if one did."""
-
-    signal_name: str | None = None
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Note the first SIGINT or SIGTERM; the second acts as it always would. Main thread only."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    watched = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in watched}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        stop.signal_name = signal.Signals(number).name
-        restore()
-
-    for number in watched:
-        signal.signal(number, note)
-    try:
-        yield stop
-    finally:
-        restore()
+    step = int(state["step"])
+    if checkpoint != newest_checkpoint(prepared.folder):
+        logger.info("the best checkpoint is that of step %d; %s@last is the last", step, prepared.folder)
+    return step
 
 
 class _Session:
@@ -162,7 +127,7 @@ class _Session:
         self.first_step = prepared.first_step
         self._observers = tuple(observers)
         self._hook = manager.hook.deepspec_step_trained
-        self._clock = _Clock(self.config.log_every)
+        self._clock = StepClock(self.config.log_every)
         self._log = RunLog(
             prepared.folder, prepared.trainer.config, first_step=self.first_step, advice=self._disk_advice
         )
@@ -172,7 +137,7 @@ class _Session:
         self.vocabulary_coverage = prepared.vocabulary_coverage
         self.init_from = prepared.init_from
 
-    def run(self, stop: _Stop) -> None:
+    def run(self, stop: Stop) -> None:
         """All steps that are left; raises TrainingError when it has to stop."""
         is_whole = not self._is_due(self.first_step) or self.live.has(self.first_step)
         if is_whole and (self.first_step == self.config.num_steps or self._stops_early(self.first_step)):
@@ -186,7 +151,7 @@ class _Session:
         finally:
             self._log.close()
 
-    def _run_steps(self, stop: _Stop) -> None:
+    def _run_steps(self, stop: Stop) -> None:
         steps = self.config.num_steps
         with memory(lambda: self._step_needs_memory(self.first_step + 1)):
             flops = count_step(self.trainer)
@@ -315,22 +280,3 @@ class _Session:
     def _last_good(self) -> str:
         newest = newest_checkpoint(self.folder)
         return f"the last good checkpoint is {newest}" if newest else "no checkpoint had been written yet"
-
-
-class _Clock:
-    """Speed over the last few steps."""
-
-    def __init__(self, window: int) -> None:
-        self._steps: deque[tuple[float, int]] = deque(maxlen=max(1, window))
-
-    def add(self, seconds: float, num_tokens: int) -> None:
-        self._steps.append((seconds, num_tokens))
-
-    @property
-    def seconds_per_step(self) -> float:
-        return sum(seconds for seconds, _ in self._steps) / max(1, len(self._steps))
-
-    @property
-    def tokens_per_s(self) -> float:
-        seconds = sum(seconds for seconds, _ in self._steps)
-        return sum(tokens for _, tokens in self._steps) / seconds if seconds else 0.0

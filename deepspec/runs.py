@@ -1,8 +1,9 @@
 """Run folders: what lies in them, loading a trained drafter with its target, and listing runs.
 
 ``config.json`` (the configuration), ``checkpoints/step-000450/{draft,optimizer}.safetensors, state.json``,
-``log.jsonl`` (steps and validations), ``starts.jsonl`` (command lines, commit, versions), ``tensorboard/``
-and ``eval.json``. A published drafter is the same folder with one checkpoint and no optimiser.
+``best.json`` (which is the best), ``log.jsonl`` (steps and live evaluations), ``samples.jsonl`` (texts they
+decoded), ``starts.jsonl`` (command lines, commit, versions), ``tensorboard/`` and ``eval.json``. A published
+drafter is the same folder with one checkpoint and no optimiser.
 Nothing here imports torch before :func:`load`.
 """
 

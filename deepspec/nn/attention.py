@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 from deepspec.errors import ConfigError
 from deepspec.nn.blocks import RMSNorm, SwiGLU, additive_mask, apply_rotary
@@ -90,7 +91,13 @@ class Attention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and SwiGLU MLP, each with a norm before it and a residual around it."""
+    """Attention and SwiGLU MLP, each with a norm before it and a residual around it.
+
+    With ``recomputed`` a training pass keeps the layer's inputs alone and computes it once more on the way
+    back, ``attend`` included, which has to give the same then: it may set what others read, not add to it.
+    """
+
+    recomputed = False
 
     def __init__(self, size: int, intermediate_size: int, attention: Attention, eps: float) -> None:
         super().__init__()
@@ -105,6 +112,14 @@ class DecoderLayer(nn.Module):
         Args:
             read: what attention reads instead of the normed ``x``, where a drafter mixes more into it.
         """
+        if self.recomputed and self.training and torch.is_grad_enabled():
+            # Nothing in a layer is random, so no random state is kept either.
+            return checkpoint(
+                self._run, x, table, attend, read, use_reentrant=False, preserve_rng_state=False
+            )
+        return self._run(x, table, attend, read)
+
+    def _run(self, x: Tensor, table: Table, attend: Attend, read: Tensor | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x) if read is None else read, table, attend)
         return x + self.mlp(self.post_attention_layernorm(x))
 

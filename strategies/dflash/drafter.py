@@ -185,11 +185,11 @@ class DFlashDrafter(Drafter[BlockState]):
         mask = attention_mask(self._seen(batch, grid), self._layers[0].self_attn.heads_per_kv, x.dtype)
         table = rotary_table(positions, head_dim, theta, x.dtype)
         for layer in self._layers:
-            context = layer.self_attn.keys_values(injected, context_table)
 
             def attend(
-                query: Tensor, keys: Tensor, values: Tensor, context: tuple[Tensor, Tensor] = context
+                query: Tensor, keys: Tensor, values: Tensor, own: Attention = layer.self_attn
             ) -> Tensor:
+                context = own.keys_values(injected, context_table)
                 keys, values = torch.cat([context[0], keys], dim=1), torch.cat([context[1], values], dim=1)
                 return grouped_attention(query, keys, values, mask)
 

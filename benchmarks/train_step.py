@@ -38,6 +38,8 @@ from deepspec.roofline import HARDWARE
 from deepspec.train.flops import count_step
 from deepspec.train.trainer import Trainer
 
+BASE = Case()
+MOST_GIB = 24e9 / 2**30  # that a run from stored features may take
 VOCABS, ANCHORS = (2048, 32_000, 151_936), (32, 128, 512)
 #: Sizes at which options of the draft layers are compared.
 WIDE = {"demo": {}, "wide": {"hidden": 512, "layers": 4}, "eagle3": {"strategy": "eagle3", "layers": 1}}
@@ -182,7 +184,7 @@ def measure_all(options: argparse.Namespace, device: torch.device) -> dict[str, 
     rows, memories = [], []
     for vocab in options.vocabs:
         for anchors in options.anchors:
-            case = Case(vocab=vocab, anchors=anchors)
+            case = replace(BASE, vocab=vocab, anchors=anchors)
             if vocab * anchors <= options.most_logits:
                 rows.append(speeds(case, device, options, product.flops))
                 console.print(rows[-1], soft_wrap=True)
@@ -204,6 +206,16 @@ def measure_all(options: argparse.Namespace, device: torch.device) -> dict[str, 
     }
 
 
+def cached(console: Console) -> int:
+    """The peak of a run from stored features, and whether it is allowed."""
+    result = measure_cached()
+    taken = result["training"]["peak_gib"]
+    console.print(f"training took {taken} GiB at its peak; allowed are {MOST_GIB:.1f}", soft_wrap=True)
+    lines = write("train-cached", result, seed=SEED, warm_up="none", repeats="one run of two steps")
+    console.print("\n".join(lines), soft_wrap=True)
+    return int(taken > MOST_GIB)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vocabs", type=int, nargs="+", default=VOCABS)
@@ -221,11 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     console = Console()
     if options.cached:
-        lines = write(
-            "train-cached", measure_cached(), seed=SEED, warm_up="none", repeats="one run of two steps"
-        )
-        console.print("\n".join(lines), soft_wrap=True)
-        return 0
+        return cached(console)
     small = Case(anchors=16, rows=2, length=128)
     error = gradient_error(replace(small, loss="eager"), small, device)
     if error > (1e-4 if device.type == "cpu" else 3e-2):

@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--anchors", type=int, nargs="+", default=ANCHORS)
     parser.add_argument("--wide", nargs="*", default=[*WIDE], choices=WIDE, help="sizes for layers' options")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--most-gib", type=float, default=4.0, help="no eager step that would take more")
+    parser.add_argument("--most-gib", type=float, default=6.0, help="no eager step that would take more")
     parser.add_argument("--most-logits", type=float, default=2e7, help="no timing of more anchors times V")
     parser.add_argument("--cached", action="store_true", help="train from stored features and take the peak")
     parser.add_argument("--one", help=argparse.SUPPRESS)

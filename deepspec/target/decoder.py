@@ -8,12 +8,14 @@ and logits of chosen rows. Gradients flow wherever the weights ask for them. Nev
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from deepspec.errors import TargetError
 from deepspec.resources import memory
@@ -21,6 +23,17 @@ from deepspec.target.packed import ATTENTION_NAME, KVSlots, plan_step, span_rows
 from deepspec.types import Features, Span, TokenBatch
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def without_notices() -> Iterator[None]:
+    """Keep transformers' own notices, which would stand beside our one line, off the terminal."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 class PackedDecoder(nn.Module):
@@ -51,6 +64,14 @@ class PackedDecoder(nn.Module):
                 name,
                 " and ".join(extras),
             )
+
+    @classmethod
+    def configured(cls, architecture: Mapping[str, Any], *, name: str) -> PackedDecoder:
+        """One with new weights, by what a model's ``config.json`` holds; errors are transformers' own."""
+        values = dict(architecture)
+        with without_notices():
+            config = AutoConfig.for_model(values.pop("model_type", None), **values)
+            return cls(AutoModelForCausalLM.from_config(config), name=name)
 
     @property
     def embedding(self) -> Tensor:

@@ -20,14 +20,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from deepspec.errors import TargetError
-from deepspec.target.load import (
-    ModelSource,
-    read_model,
-    resolve_device,
-    target_dtype,
-    target_source,
-    without_notices,
-)
+from deepspec.target.decoder import without_notices
+from deepspec.target.load import ModelSource, read_model, resolve_device, target_dtype, target_source
 from deepspec.target.model import Target, make_target
 
 if TYPE_CHECKING:

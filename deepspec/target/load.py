@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -178,17 +177,6 @@ def target_dtype(name: str, device: torch.device) -> torch.dtype | str:
     if name != "auto":
         return getattr(torch, name)
     return torch.float32 if device.type == "cpu" else "auto"
-
-
-@contextmanager
-def without_notices() -> Iterator[None]:
-    """Keep transformers' own notices, which would stand beside our one line, off the terminal."""
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
 
 
 def read_model(source: str, dtype: torch.dtype | str, options: dict[str, Any]) -> Any:

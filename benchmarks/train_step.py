@@ -224,6 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--most-gib", type=float, default=6.0, help="no eager step that would take more")
     parser.add_argument("--most-logits", type=float, default=2e7, help="no timing of more anchors times V")
+    parser.add_argument("--beside", metavar="TEXT", help="what else the machine did, for the record")
     parser.add_argument("--cached", action="store_true", help="train from stored features and take the peak")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -241,6 +242,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     result = {"gradient_error": error, **measure_all(options, device)}
     repeats = f"{options.repeats} interleaved steps; memory and compiling once, in processes of their own"
+    if options.beside:
+        repeats += f"; {options.beside}"
     lines = write("train-step", result, seed=SEED, warm_up="one step of each", repeats=repeats)
     console.print("\n".join(lines), soft_wrap=True)
     return 0

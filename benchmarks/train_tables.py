@@ -26,9 +26,14 @@ def step(record: dict[str, Any]) -> str:
     head = (
         f"A whole training step of {first['strategy']} (two draft layers, hidden {first['hidden']}, "
         f"{first['rows']} × {first['length']} tokens, G = 7, stored features), with our loss and with plain "
-        "cross-entropy and L1 over materialised logits; what is left out would take too long or too much:"
+        "cross-entropy and L1 over materialised logits. A first step adds so much to weights and text; what is "
+        "left out would take too long or too much:"
     )
-    parts = [head, "\n".join(rows), _layers(found["layers"]), _attention(found["attention"]), machine(record)]
+    beside = "; medians with quartiles"
+    if "other work" in record["repeats"]:
+        beside += "; other work ran beside"
+    where = machine(record, beside)
+    parts = [head, "\n".join(rows), _layers(found["layers"]), _attention(found["attention"]), where]
     return "\n\n".join(part for part in parts if part)
 
 

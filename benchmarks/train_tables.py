@@ -26,8 +26,8 @@ def step(record: dict[str, Any]) -> str:
     head = (
         f"A whole training step of {first['strategy']} (two draft layers, hidden {first['hidden']}, "
         f"{first['rows']} × {first['length']} tokens, G = 7, stored features), with our loss and with plain "
-        "cross-entropy and L1 over materialised logits. A first step adds so much to weights and text; what is "
-        "left out would take too long or too much:"
+        "cross-entropy and L1 over materialised logits. A first step adds so much to weights and text; what "
+        "is left out would take too long or too much:"
     )
     beside = "; medians with quartiles"
     if "other work" in record["repeats"]:

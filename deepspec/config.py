@@ -83,6 +83,10 @@ class TrainConfig(_Config):
     accumulation: int = Field(
         default=1, ge=1, description="parts a step's rows are computed in, to save memory"
     )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="keep only what goes into a draft layer and compute it once more on the way back",
+    )
     anchors_per_sequence: int = Field(default=48, ge=1, description="draft blocks sampled per row")
     optimizer: Literal["muon", "adamw"] = Field(
         default="muon", description="muon: AdamW for what is no matrix"

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from tests.mutants.kernels import KERNEL_MUTANTS
 from tests.mutants.mutant import Mutant
+from tests.mutants.targets import TARGET_MUTANTS
 
 TARGET = ("tests/target/test_families.py",)
-RECURRENT = ("tests/target/test_families.py", "tests/target/test_recurrent.py")
-DESCRIBE = ("tests/target/test_describe.py",)
 PROCESS = ("tests/sampling/test_process.py",)
 SAMPLER = ("tests/sampling/test_sampler.py",)
 STREAMS = ("tests/sampling/test_streams.py",)
@@ -27,7 +26,6 @@ HEADS = ("tests/heads/test_heads.py",)
 DRAFTER = ("tests/strategies/test_dflash.py",)
 DRAFT_MODEL = ("tests/strategies/test_draft_model.py",)
 UNROLLED = ("tests/strategies/test_eagle3.py", "tests/strategies/test_mtp.py")
-DECODER = ("tests/target/test_decoder.py",)
 
 
 MUTANTS = (
@@ -423,69 +421,6 @@ MUTANTS = (
         "a request's first rows read what another one left in its slot",
         UNROLLED,
     ),
-    Mutant(
-        "rotary frequencies rounded",
-        "deepspec/target/decoder.py",
-        "if buffer.is_floating_point():",
-        "if False:",
-        "in bfloat16 far positions are turned by wrong angles",
-        DECODER,
-    ),
-    Mutant(
-        "blind to itself",
-        "deepspec/target/packed.py",
-        "seen = keys <= positions",
-        "seen = (keys < positions) | (keys == 0)",
-        "a token does not attend to itself",
-        TARGET,
-    ),
-    Mutant(
-        "a state that was not rolled back",
-        "deepspec/target/recurrent.py",
-        "if len(wave.restored):",
-        "if False:",
-        "a recurrent layer goes on from what was refused",
-        RECURRENT,
-    ),
-    Mutant(
-        "accepted rows forgotten",
-        "deepspec/target/recurrent.py",
-        "for batch in wave.replays:",
-        "for batch in ():",
-        "a recurrent layer goes on without the rows that were accepted of a block",
-        RECURRENT,
-    ),
-    Mutant(
-        "settled too late",
-        "deepspec/target/recurrent.py",
-        "states.settle(wave.settled)",
-        "states.settle(wave.fresh)",
-        "a recurrent layer goes back to the state of an earlier block",
-        RECURRENT,
-    ),
-    Mutant(
-        "the last request's state",
-        "deepspec/target/recurrent.py",
-        "if len(wave.fresh):",
-        "if False:",
-        "a request begins with the state that another one left in its slot",
-        RECURRENT,
-    ),
-    Mutant(
-        "another layer's keys",
-        "deepspec/target/kv_slots.py",
-        "else self._writers[id(key)]",
-        "else min(self.keys)",
-        "a layer that shares keys reads those of the first one",
-        TARGET,
-    ),
-    Mutant(
-        "scores of another scale",
-        "deepspec/nn/attention.py",
-        "query = query * self._query_scale",
-        "query = query * 1.0",
-        "a draft layer weighs positions otherwise than its family does",
-        DESCRIBE,
-    ),
+    *TARGET_MUTANTS,
     *KERNEL_MUTANTS,
 )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 from pydantic import ValidationError
 
-from deepspec.errors import DeepSpecError, ResourceError, TrainingError
+from deepspec.errors import DeepSpecError, ResourceError, ServerError, TrainingError
 
 FAILED = 1
 BAD_INPUT = 2
@@ -26,7 +26,8 @@ def report_failures(app: typer.Typer, arguments: Sequence[str] | None) -> int:
         code = app(args=given, prog_name="deepspec", standalone_mode=False)
         sys.stdout.flush()
     except DeepSpecError as error:
-        return _say(error, FAILED if isinstance(error, TrainingError | ResourceError) else BAD_INPUT)
+        has_failed = isinstance(error, TrainingError | ResourceError | ServerError)
+        return _say(error, FAILED if has_failed else BAD_INPUT)
     except ValidationError as error:
         details = error.errors(include_url=False)[0]
         return _say(f"{'.'.join(map(str, details['loc']))}: {details['msg']}", BAD_INPUT)

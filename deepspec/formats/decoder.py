@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from deepspec.errors import ConfigError
-from deepspec.interfaces import TargetInfo
-from deepspec.nn import LayerConfig
+from deepspec.interfaces import Rope, TargetInfo
+from deepspec.nn import LayerOptions
 
 _FAMILIES = {"qwen3": "qwen3", "llama": "llama", "gemma4_text": "gemma4", "gemma4_unified_text": "gemma4"}
 
 
 def layer_options(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Options of :class:`deepspec.nn.LayerConfig`, from a decoder's configuration; ``where`` begins errors.
+    """Options of :class:`deepspec.nn.LayerOptions`, from a decoder's configuration; ``where`` begins errors.
 
     Raises ConfigError for a layer of another kind.
     """
@@ -47,37 +47,44 @@ def layer_options(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     return options
 
 
-def decoder_config(config: LayerConfig, info: TargetInfo, *, num_layers: int) -> dict[str, Any]:
+def decoder_config(options: LayerOptions, info: TargetInfo, *, num_layers: int) -> dict[str, Any]:
     """The configuration of a decoder with draft layers of the kind qwen3 or llama."""
-    heads = config.num_heads or info.num_heads
+    layer, family = options.layer_config(info), options.family(info)
     return {
-        "model_type": config.layer,
-        "hidden_size": info.hidden_size,
-        "intermediate_size": config.width(info),
+        "model_type": family,
+        "hidden_size": layer.hidden_size,
+        "intermediate_size": layer.intermediate_size,
         "num_hidden_layers": num_layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": config.num_kv_heads or info.num_kv_heads,
-        "head_dim": config.head_dim or info.head_dim,
+        "num_attention_heads": layer.num_heads,
+        "num_key_value_heads": layer.num_kv_heads,
+        "head_dim": layer.head_dim,
         "hidden_act": "silu",
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "rms_norm_eps": config.eps(info),
-        "rope_theta": config.theta(info),
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.theta(info)},
+        "rms_norm_eps": layer.eps,
+        "rope_theta": layer.rope.theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": layer.rope.theta},
         "vocab_size": info.vocab_size,
         "max_position_embeddings": info.max_positions,
         "tie_word_embeddings": False,
-        **({"layer_types": ["full_attention"] * num_layers} if config.layer == "qwen3" else {}),
+        **({"layer_types": ["full_attention"] * num_layers} if family == "qwen3" else {}),
     }
 
 
-def layer_fault(config: LayerConfig, info: TargetInfo) -> str | None:
+def layer_fault(options: LayerOptions, info: TargetInfo) -> str | None:
     """Why other projects' loaders compute something else with these layers and this target; None if not."""
-    if config.layer == "gemma4" or (info.embedding_scale == 1.0 and info.final_softcap is None):
+    layer, family = options.layer_config(info), options.family(info)
+    if family is None:
+        return "no layout has layers like this target's; train with --set drafter.layer=qwen3"
+    if family == "gemma4":
+        return None
+    if layer.rope != Rope.plain(layer.rope.theta, layer.head_dim):
+        return "its rotary positions are plain, and this target's are stretched or of a part of each head"
+    if info.embedding_scale == 1.0 and info.final_softcap is None:
         return None
     return (
         "loaders scale embeddings and cap logits for layers like Gemma's alone, and this target does so with "
-        f"drafter.layer={config.layer}; train with --set drafter.layer=gemma4"
+        f"drafter.layer={options.layer}; train with --set drafter.layer=gemma4"
     )
 
 

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepspec.formats.header import Header
 from deepspec.formats.names import NameTable
 from deepspec.interfaces import Part
+from deepspec.nn import RMSNorm
 from deepspec.strategy import Parts, Strategy
 
 if TYPE_CHECKING:
@@ -87,6 +88,11 @@ class Draft:
     target_name: str
     fields: Mapping[str, Any] = field(default_factory=dict)
 
+    def weights(self) -> dict[str, Tensor]:
+        """By our names; norms as what they multiply by."""
+        modules = self.parts.modules()
+        return norm_factors(modules.state_dict(), modules, add=1)
+
 
 @dataclass(frozen=True)
 class Written:
@@ -153,6 +159,16 @@ class CheckpointFormat(Part, ABC):
     @abstractmethod
     def engines(self, header: Header, layout: Layout) -> tuple[EngineVerdict, ...]:
         """Which engines load this checkpoint, and how."""
+
+
+def norm_factors(weights: Mapping[str, Tensor], modules: nn.Module, *, add: int) -> dict[str, Tensor]:
+    """Weights of which those of norms that multiply by 1 + weight have ``add`` added to them."""
+    offset = {
+        f"{name}.weight"
+        for name, module in modules.named_modules()
+        if isinstance(module, RMSNorm) and module.unit_offset
+    }
+    return {name: tensor + add if name in offset else tensor for name, tensor in weights.items()}
 
 
 def kept_config(draft: Draft, fresh: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:

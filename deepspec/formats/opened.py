@@ -13,7 +13,7 @@ from deepspec.composed import Composed
 from deepspec.config import RunConfig, TargetConfig
 from deepspec.errors import CheckpointError, ConfigError
 from deepspec.formats.foreign import Foreign, read_foreign, read_weights
-from deepspec.formats.layout import SharedCopy
+from deepspec.formats.layout import SharedCopy, norm_factors
 from deepspec.formats.pairing import check_claim
 from deepspec.redecoding import check_changes, redecoded
 from deepspec.target import load_target
@@ -88,7 +88,7 @@ def load_parts(
     check_claim(header, layout.claim, target)
     strategy, weights, dtypes = read_weights(foreign, target)
     parts = assemble(strategy, target, device=device, dtype=dtype, seed=0)
-    if misfits := fit_weights(weights, parts):
+    if misfits := fit_weights(norm_factors(weights, parts.modules(), add=-1), parts):
         raise CheckpointError(
             f"draft {header.name!r} has not the tensors that its config.json tells of: {summary(misfits)}"
         )

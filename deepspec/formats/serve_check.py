@@ -18,7 +18,8 @@ from deepspec.evaluate.acceptance import (
     compare_lengths,
     prompt_lengths,
 )
-from deepspec.evaluate.measure import decode_rounds, needs_memory, task_names
+from deepspec.evaluate.decoding import decode_rounds
+from deepspec.evaluate.measure import needs_memory, task_names
 from deepspec.evaluate.report import as_json
 from deepspec.evaluate.tasks import collect_prompts
 from deepspec.formats.server import find_server

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deepspec.context import Rope
 from deepspec.nn.anchor_grid import AnchorGrid, causal
 from deepspec.nn.attention import Attend, DecoderLayer, Table, attention_mask, grouped_attention
 from deepspec.nn.blocks import RMSNorm, RotaryTable, additive_mask, rotary_table
@@ -33,17 +34,19 @@ class Unroll:
 
     Attributes:
         enter: how a token and a feature, or the hidden state in its place, go in.
-        layers: with attention of one shape. norm: the final norm.
-        theta, rotary_share: of the rotary positions.
+        layers: with attention of one shape and the same rotary positions. norm: the final norm.
         feeds_back_normed: whether a step hands on its hidden state after the final norm, or before it.
     """
 
     enter: Enter
     layers: tuple[DecoderLayer, ...]
     norm: RMSNorm
-    theta: float
     feeds_back_normed: bool
-    rotary_share: float = 1.0
+
+    @property
+    def rope(self) -> Rope:
+        """The layers' rotary positions."""
+        return self.layers[0].self_attn.config.rope
 
     def allocate(
         self, num_slots: int, num_rows: int, *, dtype: torch.dtype, device: torch.device
@@ -54,15 +57,8 @@ class Unroll:
         return UnrolledSlots(
             self,
             stores=[SlotStore(num_slots, num_rows, shape, dtype=dtype, device=device) for _ in self.layers],
-            starts=torch.zeros((num_slots, self.norm.size), dtype=dtype, device=device),
-            table=RotaryTable(
-                num_rows,
-                attention.rotary_dim,
-                self.theta,
-                dtype=dtype,
-                device=device,
-                share=self.rotary_share,
-            ),
+            starts=torch.zeros((num_slots, len(self.norm.weight)), dtype=dtype, device=device),
+            table=RotaryTable(num_rows, self.rope, dtype=dtype, device=device),
         )
 
     def block(self, batch: TokenBatch, features: Tensor, anchors: AnchorBlocks) -> Tensor:
@@ -116,16 +112,11 @@ class Unroll:
         mask = None
         if below:
             mask = attention_mask(causal(batch), self.layers[0].self_attn.heads_per_kv, features.dtype)
-        contexts: list[_Context] = []
-
-        def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            contexts.append(_Context([keys], [values]))
-            return grouped_attention(query, keys, values, mask)
-
+        contexts = [_Context() for _ in below]
         following = batch.tokens.roll(-1, dims=1)  # wrong for a document's last row, which no anchor sees
         table = self._table(batch.positions, features.dtype)
-        keys, values = self.fill(following, features, table, [attend] * len(below))
-        return [*contexts, _Context([keys], [values])]
+        pair = self.fill(following, features, table, [context.first(mask) for context in contexts])
+        return [*contexts, _Context((pair,))]
 
     def _unroll_mask(self, batch: TokenBatch, grid: AnchorGrid, num_draft: int, dtype: torch.dtype) -> Tensor:
         """For each cell the context before its anchor, then its own place in every later step."""
@@ -137,26 +128,35 @@ class Unroll:
         return attention_mask(seen, self.layers[0].self_attn.heads_per_kv, dtype)
 
     def _table(self, positions: Tensor, dtype: torch.dtype) -> Table:
-        width = self.layers[0].self_attn.rotary_dim
-        return rotary_table(positions, width, self.theta, dtype, share=self.rotary_share)
+        return rotary_table(positions, self.rope, dtype)
 
 
 @dataclass
 class _Context:
-    """A layer's keys and values ``[S, L, kv heads, d]``, and behind them ``[S, width, ...]`` of each step."""
+    """A layer's keys and values ``[S, L, kv heads, d]``, and behind them ``[S, width, ...]`` of each step.
 
-    keys: list[Tensor]
-    values: list[Tensor]
+    Each of its attentions knows what was there before it, since a layer may be computed once more.
+    """
+
+    pairs: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def first(self, mask: Tensor | None) -> Attend:
+        """Attention of the first pass, whose rows become the context."""
+
+        def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            self.pairs = ((keys, values),)
+            return grouped_attention(query, keys, values, mask)
+
+        return attend
 
     def attend(self, mask: Tensor, *, is_first: bool) -> Attend:
         """Attention of a step's cells; rows of the first step are among the context already."""
+        before = self.pairs
 
         def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            if not is_first:
-                self.keys.append(keys)
-                self.values.append(values)
-            seen = torch.cat(self.keys, dim=1)
-            return grouped_attention(query, seen, torch.cat(self.values, dim=1), mask[..., : seen.shape[1]])
+            pairs = self.pairs = before if is_first else (*before, (keys, values))
+            seen, read = (torch.cat(some, dim=1) for some in zip(*pairs, strict=True))
+            return grouped_attention(query, seen, read, mask[..., : seen.shape[1]])
 
         return attend
 

@@ -19,7 +19,10 @@ from transformers.utils import logging as transformers_logging
 
 from deepspec.errors import TargetError
 from deepspec.resources import memory
-from deepspec.target.packed import ATTENTION_NAME, KVSlots, plan_step, span_rows
+from deepspec.target.kv_slots import KVSlots
+from deepspec.target.packed import ATTENTION_NAME, plan_step, span_rows
+from deepspec.target.quantized import dense_embedding, dense_matrix, plain_weight
+from deepspec.target.recurrent import pack_mixer
 from deepspec.types import Features, Span, TokenBatch
 
 logger = logging.getLogger(__name__)
@@ -43,7 +46,7 @@ class PackedDecoder(nn.Module):
         model: its attention is replaced by one that knows requests. name: what logs and errors call it.
 
     Raises:
-        TargetError: layers that keep another state than keys and values.
+        TargetError: layers that are neither attention nor recurrent as gated delta nets are.
     """
 
     def __init__(self, model: PreTrainedModel, *, name: str) -> None:
@@ -51,13 +54,11 @@ class PackedDecoder(nn.Module):
         self.model = model
         self.name = name
         self.config: Any = model.config.get_text_config()
-        kinds = set(getattr(self.config, "layer_types", None) or ())
-        other = kinds - {"full_attention", "sliding_attention"}
-        if other:
-            raise TargetError(
-                f"{name} has {', '.join(sorted(other))} layers; supported are full and sliding attention"
-            )
+        self._dense_embedding: Tensor
+        self._dense_lm_head: Tensor
+        self.is_recurrent = _pack_recurrent(model, self.config, name)
         model.set_attn_implementation(ATTENTION_NAME)
+        self._hold_dense()
         if extras := self._attention_extras():
             logger.info(
                 "%s has attention with %s, for which there is no fused kernel: scores are computed plainly",
@@ -76,12 +77,19 @@ class PackedDecoder(nn.Module):
     @property
     def embedding(self) -> Tensor:
         """``[V, D]``."""
-        return self.model.get_input_embeddings().weight
+        weight = plain_weight(self.model.get_input_embeddings())
+        return self._dense_embedding if weight is None else weight
 
     @property
     def lm_head(self) -> Tensor:
         """``[V, D]``."""
-        return self.model.get_output_embeddings().weight
+        weight = plain_weight(self.model.get_output_embeddings())
+        return self._dense_lm_head if weight is None else weight
+
+    @property
+    def embedding_scale(self) -> float:
+        """What embeddings are multiplied by before the first layer."""
+        return float(getattr(self.model.get_input_embeddings(), "embed_scale", 1.0))
 
     @property
     def softcap(self) -> float | None:
@@ -90,10 +98,16 @@ class PackedDecoder(nn.Module):
 
     def new_slots(self, num_slots: int, max_positions: int) -> KVSlots:
         """KV slots for that many requests of at most that many positions."""
-        return KVSlots(num_slots, max_positions)
+        return KVSlots(num_slots, max_positions, self.name)
 
     def forward(
-        self, tokens: Tensor, spans: Sequence[Span], cache: KVSlots | None, layers: Sequence[int] = ()
+        self,
+        tokens: Tensor,
+        spans: Sequence[Span],
+        cache: KVSlots | None,
+        layers: Sequence[int] = (),
+        *,
+        is_settled: bool = True,
     ) -> Features:
         """One packed forward; rows of a cached span see their slot's earlier positions.
 
@@ -104,18 +118,21 @@ class PackedDecoder(nn.Module):
             cache: KV slots to read and write, or None to attend inside each span only. Forgetting a length
                 is the whole rollback: later writes to a position replace earlier ones.
             layers: decoder layers to tap.
+            is_settled: whether all that comes before the spans is final; a recurrent layer's state goes back
+                no further. False while a draft model drafts.
 
         Returns:
             Features with ``[T, K*D]`` and ``[T, D]``.
 
         Raises:
             ResourceError: not enough memory for the rows, or for the slots, which their first use allocates.
+            TargetError: a span that starts where a recurrent layer's state cannot go back to.
         """
         device = self.embedding.device
-        plan = plan_step(spans, device, cache)
+        plan = plan_step(spans, device, cache, is_recurrent=self.is_recurrent, is_settled=is_settled)
         slots, positions = (torch.from_numpy(part).to(device) for part in span_rows(spans))
         if cache is not None:
-            cache.index = slots * cache.max_positions + positions
+            cache.begin(slots * cache.max_positions + positions)
         decoder = self.model.get_decoder()
         with memory(lambda: _needs_memory(len(tokens), cache)), _Taps(decoder.layers, layers) as taps:
             output = decoder(
@@ -170,6 +187,20 @@ class PackedDecoder(nn.Module):
                 f"{self.name} computes logits by more than its LM head and a soft-cap, which is not supported"
             )
 
+    def _hold_dense(self) -> None:
+        """Embedding and LM head as matrices where they are quantised."""
+        inward, outward = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        size, device = self.config.hidden_size, next(self.model.parameters()).device
+        embedding = lm_head = None
+        if plain_weight(inward) is None:
+            embedding = dense_embedding(inward, self.config.vocab_size, self.embedding_scale, device)
+        self.register_buffer("_dense_embedding", embedding, persistent=False)
+        if plain_weight(outward) is None:
+            lm_head = dense_matrix(outward, size, self.embedding.dtype, device)
+        self.register_buffer("_dense_lm_head", lm_head, persistent=False)
+        if embedding is not None or lm_head is not None:
+            logger.info("%s has a quantised embedding or LM head, which is kept as a matrix, too", self.name)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedDecoder:
         """Move or convert; buffers (rotary frequencies, say) keep the float type that they were made in."""
         kept = [(owner, *found) for owner in self.modules() for found in owner.named_buffers(recurse=False)]
@@ -184,6 +215,20 @@ class PackedDecoder(nn.Module):
         has_softcap = getattr(self.config, "attn_logit_softcapping", None) is not None
         has_sinks = any(getattr(module, "sinks", None) is not None for module in self.model.modules())
         return [name for name, has in (("a soft-cap", has_softcap), ("sinks", has_sinks)) if has]
+
+
+def _pack_recurrent(model: PreTrainedModel, config: Any, name: str) -> bool:
+    """Whether there are recurrent layers, which then know requests; raises TargetError for other kinds."""
+    kinds = getattr(config, "layer_types", None) or ()
+    recurrent = [i for i, kind in enumerate(kinds) if kind == "linear_attention"]
+    other = set(kinds) - {"full_attention", "sliding_attention", "linear_attention"}
+    layers = model.get_decoder().layers
+    if other or not all(pack_mixer(layers[i]) for i in recurrent):
+        raise TargetError(
+            f"{name} has {', '.join(sorted(other) or ['linear_attention'])} layers of a kind that is not "
+            "supported; supported are full and sliding attention, and gated delta nets"
+        )
+    return bool(recurrent)
 
 
 def _needs_memory(num_rows: int, cache: KVSlots | None) -> str:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from deepspec.choice import chosen_state, split_run
 from deepspec.errors import CheckpointError, ConfigError
 from deepspec.formats.foreign import is_foreign, read_foreign, read_weights
+from deepspec.formats.layout import norm_factors
 from deepspec.formats.pairing import check_claim
-from deepspec.runs import check_target, newest_state, pinned, read_config, run_folder
+from deepspec.runs import check_target, pinned, read_config
 from deepspec.train.checkpoint import fit_weights, load_weights, summary
 
 if TYPE_CHECKING:
@@ -36,8 +38,7 @@ def settings_of(run: str) -> dict[str, Any]:
         found: dict[str, Any] = {"strategy": strategy.model_dump(mode="json")}
         named = foreign.layout.claim.name
         return found if named is None else {**found, "target": {"name": named}}
-    folder = run_folder(run)
-    config = pinned(read_config(folder), newest_state(folder)[1])
+    config = pinned(read_config(split_run(run)[0]), chosen_state(run)[1])
     target = config.target.model_dump(include={"name", "revision", "dtype"})
     return {"strategy": config.strategy.model_dump(mode="json"), "target": target}
 
@@ -51,8 +52,8 @@ def start_from_run(run: str, parts: Parts, target: Target) -> dict[str, Any]:
     """
     if is_foreign(run):
         return _start_from_foreign(run, parts, target)
-    folder = run_folder(run)
-    checkpoint, state = newest_state(folder)
+    folder, _ = split_run(run)
+    checkpoint, state = chosen_state(run)
     try:
         check_target(state, target, folder)
     except CheckpointError as error:
@@ -73,7 +74,7 @@ def _start_from_foreign(name: str, parts: Parts, target: Target) -> dict[str, An
     check_claim(foreign.header, foreign.layout.claim, target)
     own = [name for name, value in parts.strategy.drafter.options.items() if value is True]
     strategy, weights, _ = read_weights(foreign, target, own=own)
-    misfits = fit_weights(weights, parts)
+    misfits = fit_weights(norm_factors(weights, parts.modules(), add=-1), parts)
     if misfits:
         raise ConfigError(_misfit(name, strategy, parts, misfits))
     logger.info("the drafter starts from %s, layout %s", name, foreign.format.name)

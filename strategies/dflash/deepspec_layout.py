@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from deepspec.formats import (
     CheckpointFormat,
     Draft,
@@ -82,7 +84,7 @@ class DeepSpecDFlash(CheckpointFormat):
         drafter = family.drafter_of(parts)
         if not drafter.config.sample_from_anchor:
             return "in this layout every slot drafts, and this drafter's anchor slot does not"
-        if drafter.config.layer == "llama":
+        if drafter.config.family(drafter.info) == "llama":
             return "its layers have norms of queries and keys, and this drafter's have none"
         if fault := layer_fault(drafter.config, drafter.info):
             return fault
@@ -92,7 +94,7 @@ class DeepSpecDFlash(CheckpointFormat):
 
     def write(self, draft: Draft) -> Written:
         drafter = family.drafter_of(draft.parts)
-        is_gemma = drafter.config.layer == "gemma4"
+        is_gemma = drafter.config.family(drafter.info) == "gemma4"
         ours: dict[str, Any] = {
             "architectures": [_ARCHITECTURES[is_gemma]],
             "num_target_layers": draft.target.info.num_layers,
@@ -104,9 +106,12 @@ class DeepSpecDFlash(CheckpointFormat):
             "target_layer_ids": list(drafter.target_layers),
             **family.head_fields(draft.parts.head),
         }
-        tensors = family.NESTED.to_foreign(draft.parts.modules().state_dict())
+        tensors = family.NESTED.to_foreign(draft.weights())
         info = draft.target.info
         tensors |= {"embed_tokens.weight": info.embedding, "lm_head.weight": info.lm_head}
+        if is_gemma:
+            for number in range(len(drafter.layers)):
+                tensors.setdefault(f"layers.{number}.layer_scalar", torch.ones(1))
         return Written(kept_config(draft, _fresh(draft), ours), tensors)
 
     def engines(self, header: Header, layout: Layout) -> tuple[EngineVerdict, ...]:
@@ -123,7 +128,7 @@ class DeepSpecDFlash(CheckpointFormat):
 def _fresh(draft: Draft) -> dict[str, Any]:
     """The fields around a new drafter's."""
     drafter, info = family.drafter_of(draft.parts), draft.target.info
-    if drafter.config.layer == "gemma4":
+    if drafter.config.family(drafter.info) == "gemma4":
         target = draft.target.model.config.get_text_config().to_dict()
         return {
             **target,

@@ -22,11 +22,10 @@ from deepspec.nn import (
     AnchorGrid,
     DecoderLayer,
     DraftVocabulary,
-    LayerConfig,
+    LayerOptions,
     RMSNorm,
     RotaryTable,
     SlotStore,
-    Table,
     attention_mask,
     grouped_attention,
     pass_through_,
@@ -35,7 +34,7 @@ from deepspec.nn import (
 from deepspec.types import AnchorBlocks, Anchors, Extension, Features, TokenBatch
 
 
-class DFlashConfig(LayerConfig):
+class DFlashConfig(LayerOptions):
     """Options of the DFlash drafter; a size left out is the target's."""
 
     num_layers: int | None = Field(
@@ -107,19 +106,16 @@ class DFlashDrafter(Drafter[BlockState]):
         self.mask_token_id = _mask_token(config, context)
         self.num_idle = 0 if config.sample_from_anchor else 1  # slots that predict nothing, the first ones
         self.width = self.num_idle + context.draft_length
-        size, eps = info.hidden_size, config.eps(info)
+        layer = config.layer_config(info)
+        self._rope = layer.rope
+        size, eps, unit_offset = info.hidden_size, layer.eps, layer.traits.unit_offset
         self.fc = nn.Linear(len(self._target_layers) * size, size, bias=False)
         pass_through_(self.fc.weight)
-        self.hidden_norm = RMSNorm(size, eps)
-        layers = [
-            DecoderLayer(
-                size, config.width(info), config.attention(info), eps, is_gemma=config.layer == "gemma4"
-            )
-            for _ in range(config.num_layers or draft_depth(info.num_layers))
-        ]
+        self.hidden_norm = RMSNorm(size, eps, unit_offset=unit_offset)
+        layers = [DecoderLayer(layer) for _ in range(config.num_layers or draft_depth(info.num_layers))]
         self.layers = nn.ModuleList(layers)
         self._layers = tuple(layers)
-        self.norm = RMSNorm(size, eps)
+        self.norm = RMSNorm(size, eps, unit_offset=unit_offset)
         self.vocabulary = DraftVocabulary(info, config.draft_vocab_size, own_head=config.own_head)
         self.slots: list[SlotStore] = []
 
@@ -146,8 +142,7 @@ class DFlashDrafter(Drafter[BlockState]):
         shape = (2, attention.num_kv_heads, attention.head_dim)  # keys and values
         room = max_positions + self.width  # a block lies behind the committed tokens
         self.slots = [SlotStore(num_slots, room, shape, dtype=dtype, device=device) for _ in self._layers]
-        theta, share = self.config.theta(self.info), self.config.rotary_share
-        self._table = RotaryTable(room, attention.head_dim, theta, dtype=dtype, device=device, share=share)
+        self._table = RotaryTable(room, self._rope, dtype=dtype, device=device)
 
     def extend(self, extension: Extension) -> None:
         injected = self._inject(extension.features.tapped)
@@ -185,13 +180,13 @@ class DFlashDrafter(Drafter[BlockState]):
     def block(self, batch: TokenBatch, features: Features, anchors: AnchorBlocks) -> Tensor:
         grid = AnchorGrid.of(anchors, len(batch.tokens))
         injected = self._inject(features.tapped)
-        context_table = self._rotary(batch.positions, injected.dtype)
+        context_table = rotary_table(batch.positions, self._rope, injected.dtype)
         x = self._block_input(batch.tokens[anchors.rows, anchors.columns])
         steps = torch.arange(self.width, device=x.device)
         positions = batch.positions[anchors.rows, anchors.columns][:, None] + steps
         x, positions = grid.scatter(x).flatten(1, 2), grid.scatter(positions).flatten(1, 2)
         mask = attention_mask(self._seen(batch, grid), self._layers[0].self_attn.heads_per_kv, x.dtype)
-        table = self._rotary(positions, x.dtype)
+        table = rotary_table(positions, self._rope, x.dtype)
         for layer in self._layers:
             context = layer.self_attn.keys_values(injected, context_table)
 
@@ -221,10 +216,6 @@ class DFlashDrafter(Drafter[BlockState]):
         block = torch.arange(grid.width * self.width, device=context.device) // self.width
         own = (block[:, None] == block).expand(grid.num_rows, -1, -1)
         return torch.cat([context, own], dim=-1)
-
-    def _rotary(self, positions: Tensor, dtype: torch.dtype) -> Table:
-        theta, share = self.config.theta(self.info), self.config.rotary_share
-        return rotary_table(positions, self._layers[0].self_attn.head_dim, theta, dtype, share=share)
 
     def _inject(self, tapped: Tensor) -> Tensor:
         return self.hidden_norm(self.fc(tapped.to(self.fc.weight.dtype)))

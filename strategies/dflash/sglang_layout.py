@@ -92,8 +92,8 @@ class DFlashConfigFormat(CheckpointFormat, ABC):
         is_plain = parts.head.name == "none" and parts.head.confidence != "linear"
         if not is_plain and not drafter.config.sample_from_anchor:
             return "its drafters with a head draft from slot 0, and this drafter's slot 0 is the anchor"
-        if drafter.config.layer != "qwen3":
-            return f"its layers are like Qwen3's, and this drafter's like {drafter.config.layer}'s"
+        if (kind := drafter.config.family(drafter.info)) != "qwen3":
+            return f"its layers are like Qwen3's, and this drafter's like {kind or 'its target'}'s"
         if drafter.vocabulary.target_ids is not None or drafter.vocabulary.lm_head is not None:
             return "it has no place for a reduced vocabulary or a LM head of the drafter's own"
         return layer_fault(drafter.config, drafter.info)
@@ -120,7 +120,7 @@ class DFlashConfigFormat(CheckpointFormat, ABC):
         fresh = decoder_config(drafter.config, draft.target.info, num_layers=len(drafter.layers))
         if "num_target_layers" not in draft.fields and draft.fields:
             del ours["num_target_layers"]
-        tensors = self.table.to_foreign(draft.parts.modules().state_dict())
+        tensors = self.table.to_foreign(draft.weights())
         return Written(kept_config(draft, fresh, ours), tensors)
 
     def engines(self, header: Header, layout: Layout) -> tuple[EngineVerdict, ...]:

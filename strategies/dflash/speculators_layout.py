@@ -90,8 +90,8 @@ class SpeculatorsDFlash(CheckpointFormat):
         if fault := family.foreign_part(parts):
             return fault
         drafter = family.drafter_of(parts)
-        if drafter.config.layer != "qwen3":
-            return f"its layers are like Qwen3's, and this drafter's like {drafter.config.layer}'s"
+        if (kind := drafter.config.family(drafter.info)) != "qwen3":
+            return f"its layers are like Qwen3's, and this drafter's like {kind or 'its target'}'s"
         if drafter.vocabulary.lm_head is not None:
             return "its LM head is the target's, and this drafter has one of its own"
         return layer_fault(drafter.config, drafter.info)
@@ -118,7 +118,7 @@ class SpeculatorsDFlash(CheckpointFormat):
             "tie_word_embeddings": False,
             **speculators_config(kind, strategy.draft_length, draft),
         }
-        tensors = family.NESTED.to_foreign(draft.parts.modules().state_dict())
+        tensors = family.NESTED.to_foreign(draft.weights())
         if ids is not None:
             tensors |= {"lm_head.weight": drafter.vocabulary.weight, "t2d": membership(ids, info.vocab_size)}
         return Written(kept_config(draft, fresh, _said(ours, draft.fields)), tensors)

@@ -74,7 +74,7 @@ def small_model(info: TargetInfo, num_layers: int) -> PackedDecoder:
         head_dim=info.head_dim,
         max_position_embeddings=info.max_positions,
         rms_norm_eps=info.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": info.rope_theta},
+        rope_parameters={"rope_type": "default", "rope_theta": info.rope.theta},
         tie_word_embeddings=False,
     )
     model: PreTrainedModel = Qwen3ForCausalLM(config)

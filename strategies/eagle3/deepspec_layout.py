@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+
 from deepspec.formats import (
     CheckpointFormat,
     Draft,
@@ -67,13 +69,13 @@ class DeepSpecEagle3(CheckpointFormat):
         if fault := family.foreign_part(parts):
             return fault
         drafter = family.drafter_of(parts)
-        if drafter.config.layer == "llama":
+        if drafter.config.family(drafter.info) == "llama":
             return "its layers have norms of queries and keys, and this drafter's have none"
         return family.unusual(drafter) or layer_fault(drafter.config, drafter.info)
 
     def write(self, draft: Draft) -> Written:
         drafter, strategy = family.drafter_of(draft.parts), draft.parts.strategy
-        is_gemma, depth = drafter.config.layer == "gemma4", len(drafter.layers)
+        is_gemma, depth = drafter.config.family(drafter.info) == "gemma4", len(drafter.layers)
         info = draft.target.info
         ours: dict[str, Any] = {
             "architectures": [_ARCHITECTURES[is_gemma]],
@@ -85,8 +87,11 @@ class DeepSpecEagle3(CheckpointFormat):
             "ttt_length": strategy.draft_length,
             "tie_word_embeddings": False,
         }
-        tensors = family.TABLE.to_foreign(draft.parts.modules().state_dict())
+        tensors = family.TABLE.to_foreign(draft.weights())
         tensors |= {"embed_tokens.weight": info.embedding, "lm_head.weight": info.lm_head}
+        if is_gemma:
+            for number in range(len(drafter.layers)):
+                tensors.setdefault(f"layers.{number}.layer_scalar", torch.ones(1))
         return Written(kept_config(draft, _fresh(draft), ours), tensors)
 
     def engines(self, header: Header, layout: Layout) -> tuple[EngineVerdict, ...]:
@@ -103,7 +108,7 @@ def _fresh(draft: Draft) -> dict[str, Any]:
         "step_loss_decay": 1.0 if decay is None else round(math.exp(-1 / decay), 6),
         "target_model_name_or_path": draft.target_name,
     }
-    if drafter.config.layer == "gemma4":
+    if drafter.config.family(drafter.info) == "gemma4":
         target = draft.target.model.config.get_text_config().to_dict()
         return {**target, **training, "enable_moe_block": False, "hidden_size_per_layer_input": 0}
     return {**decoder_config(drafter.config, info, num_layers=len(drafter.layers)), **training}

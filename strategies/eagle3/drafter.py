@@ -16,11 +16,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from deepspec.interfaces import BuildContext, Drafter, Readout, TargetInfo, TokenCount
+from deepspec.interfaces import BuildContext, Drafter, Readout, TokenCount
 from deepspec.nn import (
     DecoderLayer,
     DraftVocabulary,
     LayerConfig,
+    LayerOptions,
     RMSNorm,
     Unroll,
     UnrolledRound,
@@ -30,7 +31,7 @@ from deepspec.nn import (
 from deepspec.types import AnchorBlocks, Anchors, Extension, Features, TokenBatch
 
 
-class Eagle3Config(LayerConfig):
+class Eagle3Config(LayerOptions):
     """Options of the Eagle 3 drafter; a size left out is the target's."""
 
     num_layers: int = Field(default=1, ge=1, description="draft layers")
@@ -73,12 +74,10 @@ def spread_layers(num_layers: int) -> tuple[int, ...]:
 class FusingLayer(DecoderLayer):
     """The first layer, whose attention is twice as wide inwards."""
 
-    def __init__(self, config: Eagle3Config, info: TargetInfo) -> None:
-        size, eps = info.hidden_size, config.eps(info)
-        attention = config.attention(info, in_size=2 * size)
-        super().__init__(size, config.width(info), attention, eps, is_gemma=config.layer == "gemma4")
-        self.hidden_norm = RMSNorm(size, eps)
-        self.norm_before_residual = config.norm_before_residual
+    def __init__(self, config: LayerConfig, *, norm_before_residual: bool) -> None:
+        super().__init__(config, in_size=2 * config.hidden_size)
+        self.hidden_norm = RMSNorm(config.hidden_size, config.eps, unit_offset=config.traits.unit_offset)
+        self.norm_before_residual = norm_before_residual
 
     def fused(self, embedded: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The residual stream ``[..., H]``, and [norm(embedding) ; norm(feature)] ``[..., 2H]``."""
@@ -101,21 +100,21 @@ class Eagle3Drafter(Drafter[UnrolledRound]):
         info = context.target
         self.info = info
         self._target_layers = config.target_layers or spread_layers(info.num_layers)
-        size, eps, taps = info.hidden_size, config.eps(info), len(self._target_layers)
-        self.input_norm = RMSNorm(taps * size, eps) if config.feature_norm == "joint" else nn.Identity()
+        layer = config.layer_config(info)
+        size, taps = info.hidden_size, len(self._target_layers)
+
+        def norm(width: int) -> RMSNorm:
+            return RMSNorm(width, layer.eps, unit_offset=layer.traits.unit_offset)
+
+        self.input_norm = norm(taps * size) if config.feature_norm == "joint" else nn.Identity()
         each = taps if config.feature_norm == "each" else 0
-        self.fc_norm = nn.ModuleList(RMSNorm(size, eps) for _ in range(each))
+        self.fc_norm = nn.ModuleList(norm(size) for _ in range(each))
         self.fc = nn.Linear(taps * size, size, bias=False)
         pass_through_(self.fc.weight)
-        first = FusingLayer(config, info)
-        more = [
-            DecoderLayer(
-                size, config.width(info), config.attention(info), eps, is_gemma=config.layer == "gemma4"
-            )
-            for _ in range(config.num_layers - 1)
-        ]
+        first = FusingLayer(layer, norm_before_residual=config.norm_before_residual)
+        more = [DecoderLayer(layer) for _ in range(config.num_layers - 1)]
         self.layers = nn.ModuleList([first, *more])
-        self.norm = RMSNorm(size, eps)
+        self.norm = norm(size)
         self._fused = first.fused
         self.vocabulary = DraftVocabulary(info, config.draft_vocab_size, own_head=config.own_head)
         own = nn.Parameter(info.embedding.clone()) if config.own_embedding else None
@@ -124,9 +123,7 @@ class Eagle3Drafter(Drafter[UnrolledRound]):
             enter=self._enter,
             layers=(first, *more),
             norm=self.norm,
-            theta=config.theta(info),
             feeds_back_normed=config.feed_back == "post_norm",
-            rotary_share=config.rotary_share,
         )
 
     @property

@@ -92,12 +92,9 @@ class SGLangEagle3(CheckpointFormat):
         if fault := family.foreign_part(parts):
             return fault
         drafter = family.drafter_of(parts)
-        if drafter.config.layer != "llama":
-            return (
-                f"its layer is like Llama's, and this drafter's like {drafter.config.layer}'s; train with "
-                "--set "
-                "drafter.layer=llama"
-            )
+        if (kind := drafter.config.family(drafter.info)) != "llama":
+            like = f"its layer is like Llama's, and this drafter's like {kind or 'its target'}'s"
+            return f"{like}; train with --set drafter.layer=llama"
         if len(drafter.layers) != 1 or len(drafter.target_layers) != _TAPS:
             taps = len(drafter.target_layers)
             return f"it has one layer and {_TAPS} taps, and this drafter {len(drafter.layers)} and {taps}"
@@ -119,7 +116,7 @@ class SGLangEagle3(CheckpointFormat):
             _IDS: [layer + 1 for layer in layers],
             "target_hidden_size": info.hidden_size,
         }
-        tensors = TABLE.to_foreign(draft.parts.modules().state_dict())
+        tensors = TABLE.to_foreign(draft.weights())
         tensors["lm_head.weight"] = drafter.vocabulary.weight
         if ids is not None:
             tensors["t2d"] = membership(ids, info.vocab_size)

@@ -87,7 +87,7 @@ class SpeculatorsEagle3(CheckpointFormat):
         if fault := family.foreign_part(parts):
             return fault
         drafter = family.drafter_of(parts)
-        if drafter.config.layer == "gemma4":
+        if drafter.config.family(drafter.info) == "gemma4":
             return "its layers are like Qwen3's or Llama's, and this drafter's like Gemma 4's"
         return layer_fault(drafter.config, drafter.info)
 
@@ -110,7 +110,7 @@ class SpeculatorsEagle3(CheckpointFormat):
             "tie_word_embeddings": False,
             **speculators_config("eagle3", draft.parts.strategy.draft_length, draft),
         }
-        tensors = family.TABLE.to_foreign(draft.parts.modules().state_dict())
+        tensors = family.TABLE.to_foreign(draft.weights())
         tensors |= {"lm_head.weight": drafter.vocabulary.weight}
         tensors.setdefault("embed_tokens.weight", info.embedding)
         if ids is not None:

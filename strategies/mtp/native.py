@@ -102,10 +102,20 @@ class NativeModule:
         options: of the MTP drafter that holds it.
         weights: by the names of :class:`~deepspec_strategies.mtp.module.MTPModule`; norms as what they
             multiply by.
+        rotary_width: how many numbers of a head are rotated.
     """
 
     options: dict[str, Any]
     weights: dict[str, Tensor]
+    rotary_width: int
+
+    def check_positions(self, width: int) -> None:
+        """Refuse a module whose heads are not rotated as the target's, which gives the positions."""
+        if self.rotary_width != width:
+            raise ConfigError(
+                f"drafter.native_weights: {self.rotary_width} numbers of a head are rotated, {width} in this "
+                "target; give the weights that were released with the target"
+            )
 
 
 def find_native(header: Header) -> Native:
@@ -131,11 +141,12 @@ def read_native(name: str) -> NativeModule:
     native = find_native(header)
     check_native(native, f"drafter.native_weights: {name!r}")
     weights = native.table().to_ours(header.tensors(native.names))
-    return NativeModule({**native_options(header, native), "feed_back": native.feed_back}, weights)
+    options, rotary_width = native_options(header, native)
+    return NativeModule({**options, "feed_back": native.feed_back}, weights, rotary_width)
 
 
-def native_options(header: Header, native: Native) -> dict[str, Any]:
-    """The layer's sizes and kind; raises ConfigError for a configuration without them."""
+def native_options(header: Header, native: Native) -> tuple[dict[str, Any], int]:
+    """The layer's options, and how many numbers of a head are rotated; raises ConfigError without them."""
     shapes = header.shapes(native.names)
     by_ours = {name: shapes[theirs] for theirs, name in native_names(native).items()}
     try:
@@ -144,22 +155,27 @@ def native_options(header: Header, native: Native) -> dict[str, Any]:
         raise ConfigError(f"{header.what} {header.name!r} cannot be loaded: {error}") from error
 
 
-def attention_options(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Options of a draft layer by a text model's configuration and shapes by our names."""
+def attention_options(
+    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, Any], int]:
+    """Options of a draft layer by a text model's configuration and shapes by our names; and its rotary width.
+
+    Raises KeyError, ValueError where one is missing.
+    """
     if (activation := config.get("hidden_act", "silu")) != "silu":
         raise ValueError(f"its MLP has the activation {activation!r}, ours silu")
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     rope = config.get("rope_parameters") or {}
     share = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-    return {
+    options = {
         "intermediate_size": shapes["layers.0.mlp.gate_proj.weight"][0],
         "num_heads": heads,
         "num_kv_heads": config.get("num_key_value_heads") or heads,
         "qk_norm": "layers.0.self_attn.q_norm.weight" in shapes,
         "attention_gate": shapes["layers.0.self_attn.q_proj.weight"][0] == 2 * heads * head_dim,
-        "rotary_dim": int(head_dim * share),
     }
+    return options, int(head_dim * share)
 
 
 def native_names(native: Native) -> dict[str, str]:

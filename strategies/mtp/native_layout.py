@@ -50,7 +50,7 @@ class NativeMTP(CheckpointFormat):
     def read(self, header: Header) -> Layout:
         native, where = find_native(header), f"{header.what}: {header.name!r}"
         check_native(native, where)
-        drafter = {**native_options(header, native), "feed_back": native.feed_back}
+        drafter = {**native_options(header, native)[0], "feed_back": native.feed_back}
         strategy = layouts.strategy_of(layouts.DRAFT_LENGTH, drafter)
         config = native.config
         return Layout(
@@ -89,7 +89,7 @@ class NativeMTP(CheckpointFormat):
             )
         info = draft.target.info
         table = qwen_table(layouts.MODULE) if is_qwen else deepseek_table(info.num_layers, layouts.MODULE)
-        tensors: dict[str, Any] = table.to_foreign(draft.parts.modules().state_dict())
+        tensors: dict[str, Any] = table.to_foreign(draft.weights())
         if not is_qwen:
             prefix = f"model.layers.{info.num_layers}."
             tensors |= {prefix + name: getattr(info, of) for name, of in COPIES}

@@ -21,6 +21,7 @@ from deepspec.formats import (
     speculators_claim,
     speculators_config,
 )
+from deepspec.interfaces import Rope
 from deepspec.strategy import Parts
 
 from . import layouts
@@ -70,7 +71,7 @@ class SpeculatorsMTP(CheckpointFormat):
             for name, shape in header.shapes(header.files).items()
         }
         methods = config.get("speculators_config", {}).get("proposal_methods") or [{}]
-        drafter = {**attention_options(decoder, shapes), "feed_back": "post_norm"}
+        drafter = {**attention_options(decoder, shapes)[0], "feed_back": "post_norm"}
         strategy = layouts.strategy_of(
             int(methods[0].get("speculative_tokens", layouts.DRAFT_LENGTH)), drafter
         )
@@ -104,7 +105,7 @@ class SpeculatorsMTP(CheckpointFormat):
             "tie_word_embeddings": False,
             **speculators_config("mtp", draft.parts.strategy.draft_length, draft),
         }
-        tensors = table(decoder["model_type"]).to_foreign(draft.parts.modules().state_dict())
+        tensors = table(decoder["model_type"]).to_foreign(draft.weights())
         return Written(kept_config(draft, fresh, ours), tensors)
 
     def engines(self, header: Header, layout: Layout) -> tuple[EngineVerdict, ...]:
@@ -119,7 +120,7 @@ def _decoder(draft: Draft) -> dict[str, Any]:
     kind = str(text.get("model_type"))
     if _KINDS.get(kind):
         return text
-    if built.attention_gate or not built.qk_norm or built.rotary_dim not in (None, info.head_dim):
+    if built.attention_gate or not built.qk_norm or info.rope != Rope.plain(info.rope.theta, info.head_dim):
         raise ConfigError(
             "--to speculators: this MTP layer's attention is not like that of Qwen3, which it takes"
         )
@@ -135,8 +136,8 @@ def _decoder(draft: Draft) -> dict[str, Any]:
         "hidden_act": "silu",
         "attention_bias": False,
         "rms_norm_eps": info.rms_norm_eps,
-        "rope_theta": info.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": info.rope_theta},
+        "rope_theta": info.rope.theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": info.rope.theta},
         "vocab_size": info.vocab_size,
         "max_position_embeddings": info.max_positions,
         "tie_word_embeddings": False,

@@ -12,7 +12,7 @@ import pytest
 from deepspec.config import EvalConfig
 from deepspec.errors import ConfigError, ResourceError
 from deepspec.evaluate.acceptance import prompt_lengths
-from deepspec.evaluate.measure import decode_rounds
+from deepspec.evaluate.decoding import decode_rounds
 from deepspec.formats.serve_check import serve_check
 from deepspec.formats.server import counters, find_server
 from tests.tiny_runs import save_prompts, untrained_run

@@ -3,7 +3,7 @@
 A layout is a :class:`CheckpointFormat`. A plugin adds one by returning its class from ``deepspec_parts``.
 """
 
-from deepspec.formats.decoder import decoder_config, layer_fault, layer_options
+from deepspec.formats.decoder import decoder_config, is_plain, layer_fault, layer_options
 from deepspec.formats.header import Header, read_header
 from deepspec.formats.layout import (
     CheckpointFormat,
@@ -36,6 +36,7 @@ __all__ = [
     "check_layers",
     "check_taps",
     "decoder_config",
+    "is_plain",
     "kept_config",
     "layer_fault",
     "layer_options",

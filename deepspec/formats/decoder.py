@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isclose
 from typing import Any
 
 from deepspec.errors import ConfigError
@@ -71,6 +72,16 @@ def decoder_config(options: LayerOptions, info: TargetInfo, *, num_layers: int) 
     }
 
 
+def is_plain(rope: Rope, head_dim: int) -> bool:
+    """Whether rotary positions are those of the base alone, over the whole head; in float32."""
+    plain = Rope.plain(rope.theta, head_dim).frequencies
+    return (
+        rope.scale == 1.0
+        and len(rope.frequencies) == len(plain)
+        and all(isclose(one, other, rel_tol=1e-5) for one, other in zip(rope.frequencies, plain, strict=True))
+    )
+
+
 def layer_fault(options: LayerOptions, info: TargetInfo) -> str | None:
     """Why other projects' loaders compute something else with these layers and this target; None if not."""
     layer, family = options.layer_config(info), options.family(info)
@@ -78,7 +89,7 @@ def layer_fault(options: LayerOptions, info: TargetInfo) -> str | None:
         return "no layout has layers like this target's; train with --set drafter.layer=qwen3"
     if family == "gemma4":
         return None
-    if layer.rope != Rope.plain(layer.rope.theta, layer.head_dim):
+    if not is_plain(layer.rope, layer.head_dim):
         return "its rotary positions are plain, and this target's are stretched or of a part of each head"
     if info.embedding_scale == 1.0 and info.final_softcap is None:
         return None

@@ -17,11 +17,11 @@ from deepspec.formats import (
     NameTable,
     Rule,
     Written,
+    is_plain,
     kept_config,
     speculators_claim,
     speculators_config,
 )
-from deepspec.interfaces import Rope
 from deepspec.strategy import Parts
 
 from . import layouts
@@ -120,7 +120,7 @@ def _decoder(draft: Draft) -> dict[str, Any]:
     kind = str(text.get("model_type"))
     if _KINDS.get(kind):
         return text
-    if built.attention_gate or not built.qk_norm or info.rope != Rope.plain(info.rope.theta, info.head_dim):
+    if built.attention_gate or not built.qk_norm or not is_plain(info.rope, info.head_dim):
         raise ConfigError(
             "--to speculators: this MTP layer's attention is not like that of Qwen3, which it takes"
         )

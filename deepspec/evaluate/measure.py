@@ -6,7 +6,7 @@ At the defaults and with the demo target this decodes 128 prompts of 128 tokens 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +15,13 @@ import torch
 
 from deepspec.composed import Composed, opened
 from deepspec.config import EvalConfig
-from deepspec.engine import Engine, SamplingParams
 from deepspec.environment import device_name, versions
 from deepspec.evaluate.acceptance import compare_lengths, measure_acceptance, prompt_lengths
+from deepspec.evaluate.decoding import decode_rounds, sampling_params
 from deepspec.evaluate.report import EvalReport, TaskResult, VerifierGain
 from deepspec.evaluate.speed import Speed, measure_speed
 from deepspec.evaluate.tasks import Prompts, collect_prompts, spread
 from deepspec.kernels import backend_for
-from deepspec.plugins import create_plugin_manager, round_observer
 from deepspec.redecoding import redecoded
 from deepspec.resources import memory, writing
 from deepspec.runs import Run, write_json
@@ -31,7 +30,7 @@ from deepspec.target import Target
 from deepspec.timeline import Timeline
 from deepspec.trace import TraceHeader, write_trace
 from deepspec.train.assemble import for_decoding
-from deepspec.types import RequestRound, RoundRecord, TracedStep
+from deepspec.types import RequestRound
 
 NUM_SPEED_PROMPTS = 8
 SPEED_TOKENS = 64
@@ -120,35 +119,6 @@ def needs_memory(config: EvalConfig) -> str:
     )
 
 
-def decode_rounds(
-    target: Target,
-    parts: Parts,
-    prompts: Sequence[Sequence[int]],
-    config: EvalConfig,
-    *,
-    observers: Sequence[Callable[[RoundRecord], None]] = (),
-    tracer: Callable[[TracedStep], None] | None = None,
-) -> list[list[RequestRound]]:
-    """Decode the prompts in batch; the rounds of each, in order. ``tracer`` is shown each step, too."""
-    rounds: dict[int, list[RequestRound]] = {}
-
-    def observe(record: RoundRecord) -> None:
-        for round_ in record.requests:
-            rounds.setdefault(round_.request_id, []).append(round_)
-
-    engine = Engine(
-        target,
-        parts,
-        max_batch=min(config.batch, len(prompts)),
-        max_positions=max(len(prompt) for prompt in prompts) + config.max_tokens,
-        seed=config.seed,
-        observers=[observe, *observers, round_observer(create_plugin_manager())],
-        tracer=tracer,
-    )
-    completions = engine.run(prompts, sampling_params(config, max_tokens=config.max_tokens))
-    return [rounds.get(completion.request_id, []) for completion in completions]
-
-
 def decode_tasks(
     target: Target,
     parts: Parts,
@@ -175,17 +145,6 @@ def decode_tasks(
         with writing(Path(timeline), lambda: "choose another --timeline"):
             write_json(Path(timeline), steps.to_json())
     return found
-
-
-def sampling_params(config: EvalConfig, *, max_tokens: int) -> SamplingParams:
-    """The configuration's sampling; seeds come from the engine's."""
-    return SamplingParams(
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        min_p=config.min_p,
-        max_tokens=max_tokens,
-    )
 
 
 def make_report(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from deepspec.choice import newest_whole
 from deepspec.config import RunConfig
 from deepspec.data import BatchSampler, TokenizedCorpus
 from deepspec.errors import CheckpointError, ConfigError
@@ -23,19 +24,14 @@ from deepspec.paths import written_whole
 from deepspec.plugins import resolve_part
 from deepspec.records import TrainingCost
 from deepspec.resources import writing
-from deepspec.runs import (
-    check_target,
-    newest_checkpoint,
-    pinned,
-    read_state,
-    write_json,
-)
+from deepspec.runs import check_target, pinned, read_state, write_json
 from deepspec.strategy import Strategy
 from deepspec.target import Target
 from deepspec.target.load import resolve_device
 from deepspec.train.assemble import assemble, copy_target_layers
-from deepspec.train.checkpoint import read_optimizer, read_weights, remove_partial
+from deepspec.train.checkpoint import read_optimizer, read_weights, remove_partial, set_aside
 from deepspec.train.initial import start_from_run
+from deepspec.train.logs import cut_logs
 from deepspec.train.text import corpora
 from deepspec.train.trainer import Trainer, make_objective
 from deepspec.train.validation import Validation
@@ -48,6 +44,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Of a run folder.
+PROMPTS_FILE = "live-prompts.jsonl"
 _NOTHING = TrainingCost(train_tokens=0, train_seconds=0.0, train_flops=0, train_flops_target=0)
 
 
@@ -116,9 +114,13 @@ def prepare(
     config: RunConfig, folder: Path, *, resume: bool, check_tasks: bool, manager: pluggy.PluginManager
 ) -> Prepared:
     """Load and check everything, then make the folder (or read the state to go on from)."""
-    checkpoint = newest_checkpoint(folder) if resume else None
+    checkpoint = newest_whole(folder) if resume else None
     built = build(config, checkpoint, check_tasks=check_tasks, manager=manager)
-    first_step, cost = _resumed(folder, built.trainer) if resume else _started(folder, config)
+    if resume:
+        first_step, cost = _resumed(folder, checkpoint, built.trainer)
+    else:
+        first_step, cost = _started(folder, config)
+    _write_prompts(folder, built.validation)
     return Prepared(
         folder=folder,
         trainer=built.trainer,
@@ -152,7 +154,8 @@ def build(
     source.check((corpus, held_out))
     rows = {"sequences": config.train.sequences_per_step, "sequence_length": config.data.sequence_length}
     sampler = BatchSampler(corpus, **rows, seed=config.seed)
-    validation = Validation.of(held_out, **rows, max_positions=target.info.max_positions)
+    validation = Validation.of(held_out, config, max_positions=target.info.max_positions)
+    _say_what_is_not_decoded(validation, target)
     if config.train.init_from is None and config.train.init_from_target is not False:
         _start_from_target(parts, target, is_required=config.train.init_from_target is True)
     trainer = Trainer(
@@ -241,9 +244,8 @@ def _started(folder: Path, config: RunConfig) -> tuple[int, TrainingCost]:
     return 0, _NOTHING
 
 
-def _resumed(folder: Path, trainer: Trainer) -> tuple[int, TrainingCost]:
-    """Load the newest checkpoint into ``trainer`` and drop what was logged after it."""
-    checkpoint = newest_checkpoint(folder)
+def _resumed(folder: Path, checkpoint: Path | None, trainer: Trainer) -> tuple[int, TrainingCost]:
+    """Load the checkpoint to go on from into ``trainer`` and drop what was logged after it."""
     step, cost = 0, _NOTHING
     if checkpoint is not None:
         state = read_state(checkpoint)
@@ -252,20 +254,29 @@ def _resumed(folder: Path, trainer: Trainer) -> tuple[int, TrainingCost]:
         read_weights(checkpoint, trainer.parts)
         trainer.optimizer.load_state_tensors(read_optimizer(checkpoint))
     remove_partial(folder)
-    _cut_log(folder / "log.jsonl", step)
-    logger.info("going on after step %d of %s", step, folder)
+    set_aside(folder, checkpoint)
+    logged = cut_logs(folder, step)
+    where = f"step {step} of {trainer.config.train.num_steps}" if step else "the start"
+    why = "no whole checkpoint is there" if checkpoint is None else f"{checkpoint.name} is the last whole one"
+    again = f"; steps {step + 1} to {logged}, done after it, are done again" if logged > step else ""
+    logger.info("going on from %s in %s: %s%s", where, folder, why, again)
     return step, cost
 
 
-def _cut_log(path: Path, step: int) -> None:
-    if not path.is_file():
+def _write_prompts(folder: Path, validation: Validation) -> None:
+    """The prompts of live evaluations, as a file that ``deepspec eval --task-file`` reads."""
+    path = folder / PROMPTS_FILE
+    text = "".join(json.dumps({"tokens": prompt}) + "\n" for prompt in validation.prompts)
+    if text and not path.is_file():
+        with writing(path, lambda: "make room and try again"), written_whole(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+
+
+def _say_what_is_not_decoded(validation: Validation, target: Target) -> None:
+    if not target.is_whole:
+        why = "the target's decoder layers are not loaded (--set features.load_target=true loads them)"
+    elif not validation.prompts:
+        why = "no held-out document is long enough to start from"
+    else:
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            logger.warning("%s: a damaged line is dropped", path)
-    with writing(path, lambda: "make room and try again"), written_whole(path) as partial:
-        partial.write_text("".join(kept), encoding="utf-8")
+    logger.info("live evaluations decode nothing: %s; the best step is that by held-out text alone", why)

@@ -8,17 +8,13 @@ Everything is checked before the folder is made. A run that stops raises
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
+from deepspec.choice import chosen_state
 from deepspec.config import RunConfig
 from deepspec.errors import TrainingError
 from deepspec.plugins import create_plugin_manager
@@ -26,9 +22,11 @@ from deepspec.records import TrainingCost
 from deepspec.resources import memory, writing
 from deepspec.runs import Run, checkpoint_path, newest_checkpoint, target_record
 from deepspec.train.assemble import for_decoding
-from deepspec.train.checkpoint import write_checkpoint
+from deepspec.train.between import StepClock, Stop, stop_signals
+from deepspec.train.checkpoint import drop_old, read_weights, write_checkpoint
 from deepspec.train.flops import StepFlops, count_step
 from deepspec.train.folder import open_folder
+from deepspec.train.live import LiveEvaluations
 from deepspec.train.logs import RunLog, check_tracker
 from deepspec.train.prepare import Prepared, prepare, run_config
 from deepspec.train.trainer import StepResult, memory_advice
@@ -91,8 +89,9 @@ def train(
     folder = open_folder(settings, resume=resume)
     prepared = prepare(settings, folder, resume=resume, check_tasks=check_tasks, manager=manager)
     session = _Session(prepared, observers, manager)
-    with _stop_signals() as stop:
+    with stop_signals() as stop:
         session.run(stop)
+    step = _take_best(prepared)
     parts = for_decoding(prepared.trainer.parts, prepared.trainer.target, manager)
     parts.modules().eval()
     return Run(
@@ -100,42 +99,19 @@ def train(
         config=settings,
         target=prepared.trainer.target,
         parts=parts,
-        step=settings.train.num_steps,
+        step=step,
         cost=session.cost,
     )
 
 
-@dataclass
-class _Stop:
-    """Which signal asked the run to stop, if one did."""
-
-    signal_name: str | None = None
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Note the first SIGINT or SIGTERM; the second acts as it always would. Main thread only."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    watched = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in watched}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        stop.signal_name = signal.Signals(number).name
-        restore()
-
-    for number in watched:
-        signal.signal(number, note)
-    try:
-        yield stop
-    finally:
-        restore()
+def _take_best(prepared: Prepared) -> int:
+    """Load the best checkpoint, unless the weights are its, into the trained parts; its step."""
+    checkpoint, state = chosen_state(prepared.folder)
+    read_weights(checkpoint, prepared.trainer.parts)
+    step = int(state["step"])
+    if checkpoint != newest_checkpoint(prepared.folder):
+        logger.info("the best checkpoint is that of step %d; %s@last is the last", step, prepared.folder)
+    return step
 
 
 class _Session:
@@ -151,26 +127,31 @@ class _Session:
         self.first_step = prepared.first_step
         self._observers = tuple(observers)
         self._hook = manager.hook.deepspec_step_trained
-        self._clock = _Clock(self.config.log_every)
+        self._clock = StepClock(self.config.log_every)
         self._log = RunLog(
             prepared.folder, prepared.trainer.config, first_step=self.first_step, advice=self._disk_advice
         )
+        self.live = LiveEvaluations(prepared.folder, self._log, patience=self.config.patience)
         self._expected = 0.0
         self.cost = prepared.cost
         self.vocabulary_coverage = prepared.vocabulary_coverage
         self.init_from = prepared.init_from
 
-    def run(self, stop: _Stop) -> None:
+    def run(self, stop: Stop) -> None:
         """All steps that are left; raises TrainingError when it has to stop."""
-        if self.first_step == self.config.num_steps:
+        is_whole = not self._is_due(self.first_step) or self.live.has(self.first_step)
+        if is_whole and (self.first_step == self.config.num_steps or self._stops_early(self.first_step)):
             return
         try:
             self._log.started(self.first_step, self.trainer.device)
-            self._run_steps(stop)
+            if not is_whole:  # the run was stopped before it, or in it
+                self._validate(self.first_step)
+            if not self._stops_early(self.first_step):
+                self._run_steps(stop)
         finally:
             self._log.close()
 
-    def _run_steps(self, stop: _Stop) -> None:
+    def _run_steps(self, stop: Stop) -> None:
         steps = self.config.num_steps
         with memory(lambda: self._step_needs_memory(self.first_step + 1)):
             flops = count_step(self.trainer)
@@ -179,10 +160,27 @@ class _Session:
             self._step(number, flops)
             if done % self.config.checkpoint_every == 0 or done == steps:
                 self._save(done)
-            if (done % self.config.validate_every == 0 or done == steps) and not stop.signal_name:
+            if self._is_due(done) and not stop.signal_name:
                 self._validate(done)
             if stop.signal_name:
                 raise self._interrupted(stop.signal_name, done)
+            if self._stops_early(done):
+                break
+
+    def _is_due(self, step: int) -> bool:
+        """Whether a live evaluation belongs behind ``step``."""
+        is_last = step == self.config.num_steps
+        return (
+            self.validation is not None and step > 0 and (step % self.config.validate_every == 0 or is_last)
+        )
+
+    def _stops_early(self, step: int) -> bool:
+        reason = self.live.reason_to_stop if self._is_due(step) else None
+        if reason is not None and step < self.config.num_steps:
+            self._save(step)
+            logger.info("training stops after step %d of %d: %s", step, self.config.num_steps, reason)
+            return True
+        return False
 
     def _interrupted(self, signal_name: str, step: int) -> TrainingInterruptedError:
         """Save where the run stands, and say how to go on from there."""
@@ -233,6 +231,7 @@ class _Session:
             "vocabulary_coverage": self.vocabulary_coverage,
             "init_from": self.init_from,
         }
+        self._log.sync()
         with writing(checkpoint_path(self.folder, step), self._disk_advice):
             return write_checkpoint(
                 self.folder,
@@ -241,6 +240,7 @@ class _Session:
                 optimizer=self.trainer.optimizer.state_tensors(),
                 state=state,
                 keep=self.config.keep_checkpoints,
+                best=self.live.best,
             )
 
     def _validate(self, step: int) -> None:
@@ -248,14 +248,10 @@ class _Session:
             return
         with memory(lambda: self._validation_needs_memory(step)):
             found = self.validation.measure(self.trainer)
-        self._log.write("validation", {"step": step, **asdict(found)})
-        decoded = "-" if found.accepted_length is None else f"{found.accepted_length:.3f}"
-        logger.info(
-            "step %d: held-out text, expected accepted length %.3f, decoded %s",
-            step,
-            found.expected_accepted_length,
-            decoded,
-        )
+        if self.live.add(step, found):
+            self._save(step)
+            self.live.keep_best()
+            drop_old(self.folder, keep=self.config.keep_checkpoints, best=self.live.best)
 
     def _check_finite(self, step: int, result: StepResult) -> None:
         for what, value in (("loss", result.loss), ("gradient norm", result.gradient_norm)):
@@ -284,22 +280,3 @@ class _Session:
     def _last_good(self) -> str:
         newest = newest_checkpoint(self.folder)
         return f"the last good checkpoint is {newest}" if newest else "no checkpoint had been written yet"
-
-
-class _Clock:
-    """Speed over the last few steps."""
-
-    def __init__(self, window: int) -> None:
-        self._steps: deque[tuple[float, int]] = deque(maxlen=max(1, window))
-
-    def add(self, seconds: float, num_tokens: int) -> None:
-        self._steps.append((seconds, num_tokens))
-
-    @property
-    def seconds_per_step(self) -> float:
-        return sum(seconds for seconds, _ in self._steps) / max(1, len(self._steps))
-
-    @property
-    def tokens_per_s(self) -> float:
-        seconds = sum(seconds for seconds, _ in self._steps)
-        return sum(tokens for _, tokens in self._steps) / seconds if seconds else 0.0

@@ -26,6 +26,7 @@ from deepspec.train.objective import BlockObjective, Graded
 from deepspec.train.optimizer import DraftOptimizer
 from deepspec.train.output_weights import OutputWeights
 from deepspec.train.position_weights import make_position_weights
+from deepspec.train.recompute import recompute_layers
 from deepspec.train.terms import ObjectiveTerm
 from deepspec.types import AnchorBlocks, Features, TokenBatch
 
@@ -94,11 +95,14 @@ def make_objective(parts: Parts, target: Target, manager: pluggy.PluginManager) 
 
 def memory_advice(config: TrainConfig) -> str:
     """What to set when the memory does not hold a step."""
-    return (
+    advice = (
         f"lower --set train.anchors_per_sequence (now {config.anchors_per_sequence}) or "
         f"--set train.sequences_per_step (now {config.sequences_per_step}), or raise "
         f"--set train.accumulation (now {config.accumulation}), which changes no result"
     )
+    if config.gradient_checkpointing:
+        return advice
+    return f"{advice}, or --set train.gradient_checkpointing=true, which changes none either"
 
 
 def _own_precision(target: Target) -> torch.autocast:
@@ -135,6 +139,8 @@ class Trainer:
         self.modules = parts.modules()
         assert isinstance(parts.drafter, Drafter), "what has no weights to train is refused before"
         self.drafter = parts.drafter
+        if config.train.gradient_checkpointing:
+            recompute_layers(self.drafter)
         self.source = source or OnlineFeatures(SourceContext.of(config, target, self.drafter))
         vocab_sizes = {target.info.vocab_size, len(self.drafter.readout().weight)}
         vocab_sizes |= {m.num_embeddings for m in self.modules.modules() if isinstance(m, torch.nn.Embedding)}

@@ -1,55 +1,65 @@
-"""Is it getting better? Expected accepted length on held-out text, and accepted length in real decoding."""
+"""Live evaluation: is it getting better? Measured on held-out text while it trains.
+
+Expected accepted length over held-out rows, and accepted length in real decoding of held-out prompts, by the
+engine and sampling of ``deepspec eval``: with the same checkpoint, prompts and settings the same number.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from deepspec.data import BatchSampler, TokenizedCorpus
-from deepspec.engine import Engine, SamplingParams
-from deepspec.evaluate.acceptance import tokens_gained
+from deepspec.evaluate.acceptance import PromptLength, prompt_lengths
+from deepspec.evaluate.decoding import Decoded, decode
 from deepspec.train.assemble import for_decoding
-from deepspec.types import RoundRecord, TokenBatch
+from deepspec.types import TokenBatch
 
 if TYPE_CHECKING:
-    from deepspec.strategy import Parts
-    from deepspec.target import Target
+    from deepspec.config import EvalConfig, RunConfig
     from deepspec.train.trainer import Trainer
 
 _NUM_BATCHES = 4
-_NUM_PROMPTS = 8
 _PROMPT_TOKENS = 64
-_NEW_TOKENS = 32
+#: Prompts whose decoded text is kept.
+_NUM_SAMPLES = 4
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Fixed held-out text to measure a draft model on while it trains."""
+    """Fixed held-out text to measure a draft model on while it trains, and how its prompts are decoded."""
 
     batches: tuple[TokenBatch, ...]
     prompts: tuple[tuple[int, ...], ...]
+    decoding: EvalConfig
 
     @classmethod
-    def of(
-        cls, corpus: TokenizedCorpus, *, sequences: int, sequence_length: int, max_positions: int
-    ) -> Validation:
+    def of(cls, corpus: TokenizedCorpus, config: RunConfig, *, max_positions: int) -> Validation:
         """The first rows and documents of a held-out corpus."""
-        sampler = BatchSampler(corpus, sequences=sequences, sequence_length=sequence_length, seed=0)
-        count = min(_NUM_BATCHES, -(-sampler.num_rows // sequences))
-        rows = sampler.rows_once()
+        rows = {"sequences": config.train.sequences_per_step, "sequence_length": config.data.sequence_length}
+        sampler = BatchSampler(corpus, **rows, seed=0)
+        count = min(_NUM_BATCHES, -(-sampler.num_rows // sampler.sequences))
+        found = sampler.rows_once()
+        tokens = config.train.validate_tokens
         return cls(
-            batches=tuple(next(rows) for _ in range(count)),
-            prompts=_prompts(corpus, max_positions - _NEW_TOKENS),
+            batches=tuple(next(found) for _ in range(count)),
+            prompts=_prompts(corpus, config.train.validate_prompts, max_positions - tokens),
+            decoding=config.eval.model_copy(update={"max_tokens": tokens}),
         )
 
     def measure(self, trainer: Trainer) -> ValidationResult:
         """Both numbers for the weights as they are; nothing is decoded without the target's layers."""
-        prompts = self.prompts if trainer.target.is_whole else ()
-        return ValidationResult(
-            expected_accepted_length=trainer.expected_accepted_length(self.batches),
-            accepted_length=decoded_accepted_length(trainer.target, trainer.parts, prompts),
-        )
+        expected = trainer.expected_accepted_length(self.batches)
+        target = trainer.target
+        if not (self.prompts and target.is_whole):
+            return ValidationResult(expected, None)
+        found = decode(target, for_decoding(trainer.parts, target), self.prompts, self.decoding)
+        lengths = prompt_lengths([one.rounds for one in found])
+        num_rounds = sum(one.rounds for one in lengths)
+        tau = sum(one.gained for one in lengths) / num_rounds if num_rounds else None
+        assert target.tokenizer is not None, "a loaded target always has its tokenizer"
+        samples = [_sample(one, target.tokenizer) for one in found[:_NUM_SAMPLES]]
+        return ValidationResult(expected, tau, tuple(lengths), tuple(samples))
 
 
 @dataclass(frozen=True)
@@ -58,43 +68,38 @@ class ValidationResult:
 
     ``accepted_length`` is None when no held-out document is long enough to start from, and with stored
     features, where the target's layers are not loaded.
+
+    Attributes:
+        prompts: tokens gained and rounds of each prompt.
+        samples: the first few prompts with what was decoded after them.
     """
 
     expected_accepted_length: float
     accepted_length: float | None
+    prompts: tuple[PromptLength, ...] = ()
+    samples: tuple[dict[str, Any], ...] = ()
 
 
-def decoded_accepted_length(target: Target, parts: Parts, prompts: Sequence[tuple[int, ...]]) -> float | None:
-    """Mean accepted length over the rounds of a short decode of ``prompts`` at temperature 1, noise fixed."""
-    if not prompts:
-        return None
-    lengths: list[int] = []
-
-    def observe(record: RoundRecord) -> None:
-        lengths.extend(tokens_gained(request) for request in record.requests)
-
-    engine = Engine(
-        target,
-        for_decoding(parts, target),
-        max_batch=len(prompts),
-        max_positions=max(len(prompt) for prompt in prompts) + _NEW_TOKENS,
-        observers=[observe],
-    )
-    params = SamplingParams(max_tokens=_NEW_TOKENS, ignore_stop=True)
-    engine.run(prompts, [replace(params, seed=number) for number in range(len(prompts))])
-    return sum(lengths) / len(lengths) if lengths else None
+def _sample(one: Decoded, tokenizer: Any) -> dict[str, Any]:
+    [(gained, rounds)] = prompt_lengths([one.rounds])
+    return {
+        "prompt": tokenizer.decode(one.completion.prompt),
+        "text": tokenizer.decode(one.completion.tokens),
+        "accepted_length": gained / rounds if rounds else None,
+        "rounds": [round_.emitted for round_ in one.rounds],
+    }
 
 
-def _prompts(corpus: TokenizedCorpus, limit: int) -> tuple[tuple[int, ...], ...]:
+def _prompts(corpus: TokenizedCorpus, count: int, limit: int) -> tuple[tuple[int, ...], ...]:
     """Beginnings of held-out pieces: up to the first supervised token, or the first half of running text."""
-    prompts = []
-    start = 0
-    for end in corpus.ends.tolist():
-        first = int(corpus.supervised[start:end].int().argmax())
-        length = first if first > 1 else min(_PROMPT_TOKENS, (end - start) // 2)
+    prompts: list[tuple[int, ...]] = []
+    for number in range(corpus.num_pieces):
+        tokens, supervised = corpus.piece(number)
+        first = int(supervised.int().argmax())
+        length = first if first > 1 else min(_PROMPT_TOKENS, len(tokens) // 2)
         if 2 <= length <= limit:
-            prompts.append(tuple(corpus.tokens[start : start + length].tolist()))
-        if len(prompts) == _NUM_PROMPTS:
+            prompts.append(tuple(tokens[:length].tolist()))
+        if len(prompts) == count:
             break
-        start = end
+    corpus.release()
     return tuple(prompts)

@@ -9,7 +9,14 @@ from collections.abc import Sequence
 import typer
 from pydantic import ValidationError
 
-from deepspec.errors import DeepSpecError, ResourceError, TrainingError
+from deepspec.distributed import await_the_end, leave, named
+from deepspec.errors import (
+    DeepSpecError,
+    DistributedError,
+    ElsewhereError,
+    ResourceError,
+    TrainingError,
+)
 
 FAILED = 1
 BAD_INPUT = 2
@@ -25,6 +32,14 @@ def report_failures(app: typer.Typer, arguments: Sequence[str] | None) -> int:
         given = list(arguments) if arguments is not None else None
         code = app(args=given, prog_name="deepspec", standalone_mode=False)
         sys.stdout.flush()
+        leave()
+    except ElsewhereError:
+        await_the_end()  # the process that says why ends first
+        return FAILED
+    except DistributedError as error:
+        _say(error, FAILED)
+        await_the_end()
+        return FAILED
     except DeepSpecError as error:
         return _say(error, FAILED if isinstance(error, TrainingError | ResourceError) else BAD_INPUT)
     except ValidationError as error:
@@ -43,7 +58,9 @@ def report_failures(app: typer.Typer, arguments: Sequence[str] | None) -> int:
 
 def _say(problem: object, code: int) -> int:
     sys.stdout.flush()
-    sys.stderr.write(f"error: {' '.join(str(problem).split())}\n")
+    who = named()
+    sys.stderr.write(f"error: {who + ': ' if who else ''}{' '.join(str(problem).split())}\n")
+    sys.stderr.flush()
     return code
 
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from deepspec.distributed import World, of_environment
 from deepspec.errors import ConfigError, TargetError
 from deepspec.paths import DEMO, asset
 from deepspec.resources import memory
@@ -157,7 +158,13 @@ def target_source(config: TargetConfig) -> ModelSource:
 
 
 def resolve_device(name: str | None) -> torch.device:
-    """The device called ``name``, checked; the best this machine has when None."""
+    """The device called ``name``, checked; the best this machine has when None.
+
+    Each of a host's processes has a CUDA device of its own unless it is given another.
+    """
+    world = of_environment()
+    if name in (None, "cuda") and not world.is_alone and torch.cuda.is_available():
+        return _own_cuda(world)
     if name is None:
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -171,6 +178,16 @@ def resolve_device(name: str | None) -> torch.device:
         have = ", ".join(f"{kind} ({count})" for kind, count in available.items() if count)
         raise ConfigError(f"device {name!r} is not on this machine; available: {have}")
     return device
+
+
+def _own_cuda(world: World) -> torch.device:
+    count = torch.cuda.device_count()
+    if world.local_rank >= count:
+        raise ConfigError(
+            f"this is process {world.local_rank + 1} of its host, which has {count} CUDA devices; give torchrun "
+            f"--nproc-per-node {count} at most, or --device cpu"
+        )
+    return torch.device("cuda", world.local_rank)
 
 
 def target_dtype(name: str, device: torch.device) -> torch.dtype | str:

@@ -33,6 +33,7 @@ class Target:
         name: as the user gave it. revision: the commit, when known. fingerprint: of the weights.
         stop_token_ids: tokens that end a text.
         absent_layer: reads a decoder layer from the files of a target whose layers were left out.
+        is_sharded: whether each process has a share of the layers, so that all must run them together.
     """
 
     decoder: PackedDecoder
@@ -43,6 +44,7 @@ class Target:
     fingerprint: str
     stop_token_ids: tuple[int, ...]
     absent_layer: Callable[[int], nn.Module] | None = None
+    is_sharded: bool = False
 
     @property
     def is_whole(self) -> bool:

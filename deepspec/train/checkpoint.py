@@ -31,6 +31,7 @@ def write_checkpoint(
     step: int,
     *,
     parts: Parts,
+    weights: Mapping[str, Tensor],
     optimizer: Mapping[str, Tensor],
     state: Mapping[str, Any],
     keep: int,
@@ -38,6 +39,7 @@ def write_checkpoint(
     """Write the checkpoint of ``step`` unless it is there, then drop all but the newest ``keep``.
 
     Args:
+        weights, optimizer: whole, whatever number of processes trains.
         state: joins ``state.json``, beside format, step, strategy and versions.
 
     Raises:
@@ -45,7 +47,7 @@ def write_checkpoint(
     """
     final = checkpoint_path(folder, step)
     if final not in checkpoints(folder):
-        _write(final, parts=parts, optimizer=optimizer, state={**_header(step, parts), **state})
+        _write(final, weights=weights, optimizer=optimizer, state={**_header(step, parts), **state})
     for old in checkpoints(folder)[:-keep]:
         doomed = old.with_name(f"{_PARTIAL}{old.name}")
         old.rename(doomed)  # so that a half-removed one is never taken for a checkpoint
@@ -101,13 +103,15 @@ def _header(step: int, parts: Parts) -> dict[str, Any]:
     return {"format": FORMAT, "step": step, "strategy": strategy, "versions": versions()}
 
 
-def _write(final: Path, *, parts: Parts, optimizer: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+def _write(
+    final: Path, *, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> None:
     partial = final.with_name(f"{_PARTIAL}{final.name}")
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     try:
-        _save(parts.modules().state_dict(), partial / "draft.safetensors")
+        _save(weights, partial / "draft.safetensors")
         _save(optimizer, partial / "optimizer.safetensors")
         write_json(partial / "state.json", state)
         sync(partial)

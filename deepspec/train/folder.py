@@ -20,11 +20,16 @@ _FREE_KEYS = (
     "out",
     "device",
     "target.device",
+    "target.parallel",
     "target.trust_remote_code",
     "features.folder",
+    "train.parallel",
     "train.tracker",
     "eval.",
 )
+
+#: What each process of a run may have different.
+_OWN_KEYS = ("device", "target.device", "features.folder")
 
 
 def open_folder(config: RunConfig, *, resume: bool) -> Path:
@@ -62,6 +67,12 @@ def differing_keys(saved: RunConfig, given: RunConfig) -> list[str]:
         for key in keys
         if not any(key == free or (free[-1] == "." and key.startswith(free)) for free in _FREE_KEYS)
     ]
+
+
+def values_to_share(config: RunConfig) -> dict[str, Any]:
+    """What the processes of a run must all have alike, by dotted key: all but where each finds its things."""
+    values = dict(_leaves(config.model_dump(mode="json")))
+    return {key: value for key, value in values.items() if key not in _OWN_KEYS}
 
 
 def _new_folder(strategy: str) -> Path:

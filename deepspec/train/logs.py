@@ -42,7 +42,7 @@ class RunLog:
         self._tracker = _tracker(config.train.tracker, folder, config)
         self._events = _events(folder, first_step)
 
-    def started(self, first_step: int, device: torch.device) -> None:
+    def started(self, first_step: int, device: torch.device, *, num_processes: int) -> None:
         """Note how this process was started; a run that is resumed has several."""
         line = {
             "time": datetime.now(tz=UTC).isoformat(timespec="seconds"),
@@ -50,6 +50,7 @@ class RunLog:
             "command": sys.argv,
             "commit": commit(),
             "device": device_name(device),
+            "num_processes": num_processes,
             "versions": versions(),
         }
         self._append("starts.jsonl", line)

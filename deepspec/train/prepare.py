@@ -16,6 +16,7 @@ import torch
 
 from deepspec.config import RunConfig
 from deepspec.data import BatchSampler, TokenizedCorpus
+from deepspec.distributed import ALONE, World
 from deepspec.errors import CheckpointError, ConfigError
 from deepspec.evaluate.tasks import collect_prompts
 from deepspec.features import FeatureSource, SourceContext
@@ -113,12 +114,22 @@ def run_config(
 
 
 def prepare(
-    config: RunConfig, folder: Path, *, resume: bool, check_tasks: bool, manager: pluggy.PluginManager
+    config: RunConfig,
+    folder: Path,
+    *,
+    resume: bool,
+    check_tasks: bool,
+    manager: pluggy.PluginManager,
+    world: World = ALONE,
 ) -> Prepared:
     """Load and check everything, then make the folder (or read the state to go on from)."""
-    checkpoint = newest_checkpoint(folder) if resume else None
-    built = build(config, checkpoint, check_tasks=check_tasks, manager=manager)
-    first_step, cost = _resumed(folder, built.trainer) if resume else _started(folder, config)
+    checkpoint = world.from_main(lambda: _newest(folder)) if resume else None
+    begun = None if checkpoint is None else Path(checkpoint)
+    built = build(config, begun, check_tasks=check_tasks, manager=manager, world=world)
+    if resume:
+        first_step, cost = _resumed(folder, begun, built.trainer)
+    else:
+        first_step, cost = _started(folder, config, built.trainer)
     return Prepared(
         folder=folder,
         trainer=built.trainer,
@@ -130,8 +141,18 @@ def prepare(
     )
 
 
+def _newest(folder: Path) -> str | None:
+    found = newest_checkpoint(folder)
+    return None if found is None else str(found)
+
+
 def build(
-    config: RunConfig, checkpoint: Path | None, *, check_tasks: bool, manager: pluggy.PluginManager
+    config: RunConfig,
+    checkpoint: Path | None,
+    *,
+    check_tasks: bool,
+    manager: pluggy.PluginManager,
+    world: World = ALONE,
 ) -> Built:
     """Load and check everything; nothing is written.
 
@@ -145,9 +166,11 @@ def build(
     parts = assemble(begun.strategy, target, device=device, dtype=precise, seed=config.seed, manager=manager)
     objective = make_objective(parts, target, manager)
     check_fit(config, target, parts)
+    _check_share(config, world)
     if check_tasks:
         collect_prompts(config.eval.tasks, target, config.eval)
-    corpus, held_out = corpora(config, target, parts)
+    corpus, held_out = world.in_turn(lambda: corpora(config, target, parts))
+    world.same_everywhere("target and text", _told(target, corpus))
     source = source_class(SourceContext.of(config, target, parts.drafter))
     source.check((corpus, held_out))
     rows = {"sequences": config.train.sequences_per_step, "sequence_length": config.data.sequence_length}
@@ -156,10 +179,31 @@ def build(
     if config.train.init_from is None and config.train.init_from_target is not False:
         _start_from_target(parts, target, is_required=config.train.init_from_target is True)
     trainer = Trainer(
-        parts, target, objective=objective, sampler=sampler, config=config, device=device, source=source
+        parts,
+        target,
+        objective=objective,
+        sampler=sampler,
+        config=config,
+        device=device,
+        source=source,
+        world=world,
     )
     coverage, origin = _begin(trainer, corpus, checkpoint)
     return Built(trainer, validation, vocabulary_coverage=coverage, init_from=origin)
+
+
+def _check_share(config: RunConfig, world: World) -> None:
+    if world.size > config.train.sequences_per_step:
+        raise ConfigError(
+            f"train.sequences_per_step is {config.train.sequences_per_step} for {world.size} processes, which "
+            f"share these rows; give at least {world.size}, or start fewer processes"
+        )
+
+
+def _told(target: Target, corpus: TokenizedCorpus) -> dict[str, Any]:
+    """What tells other weights or text."""
+    tokens = {"tokens": corpus.num_tokens, "sum of tokens": int(corpus.tokens.sum())}
+    return {"target fingerprint": target.fingerprint, **tokens, "labels": int(corpus.supervised.sum())}
 
 
 def _start_from_target(parts: Parts, target: Target, *, is_required: bool) -> None:
@@ -230,7 +274,10 @@ def check_fit(config: RunConfig, target: Target, parts: Parts) -> None:
         )
 
 
-def _started(folder: Path, config: RunConfig) -> tuple[int, TrainingCost]:
+def _started(folder: Path, config: RunConfig, trainer: Trainer) -> tuple[int, TrainingCost]:
+    trainer.begin()
+    if not trainer.world.is_main:
+        return 0, _NOTHING
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", config.model_dump(mode="json"))
@@ -241,18 +288,21 @@ def _started(folder: Path, config: RunConfig) -> tuple[int, TrainingCost]:
     return 0, _NOTHING
 
 
-def _resumed(folder: Path, trainer: Trainer) -> tuple[int, TrainingCost]:
+def _resumed(folder: Path, checkpoint: Path | None, trainer: Trainer) -> tuple[int, TrainingCost]:
     """Load the newest checkpoint into ``trainer`` and drop what was logged after it."""
-    checkpoint = newest_checkpoint(folder)
     step, cost = 0, _NOTHING
-    if checkpoint is not None:
+    if checkpoint is None:
+        trainer.begin()
+    else:
         state = read_state(checkpoint)
         step, cost = int(state["step"]), TrainingCost.of_state(state)
         check_target(state, trainer.target, folder)
         read_weights(checkpoint, trainer.parts)
+        trainer.begin()
         trainer.optimizer.load_state_tensors(read_optimizer(checkpoint))
-    remove_partial(folder)
-    _cut_log(folder / "log.jsonl", step)
+    if trainer.world.is_main:
+        remove_partial(folder)
+        _cut_log(folder / "log.jsonl", step)
     logger.info("going on after step %d of %s", step, folder)
     return step, cost
 

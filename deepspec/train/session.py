@@ -20,15 +20,15 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from deepspec.config import RunConfig
+from deepspec.distributed import join
 from deepspec.errors import TrainingError
 from deepspec.plugins import create_plugin_manager
 from deepspec.records import TrainingCost
 from deepspec.resources import memory, writing
 from deepspec.runs import Run, checkpoint_path, newest_checkpoint, target_record
-from deepspec.train.assemble import for_decoding
 from deepspec.train.checkpoint import write_checkpoint
 from deepspec.train.flops import StepFlops, count_step
-from deepspec.train.folder import open_folder
+from deepspec.train.folder import open_folder, values_to_share
 from deepspec.train.logs import RunLog, check_tracker
 from deepspec.train.prepare import Prepared, prepare, run_config
 from deepspec.train.trainer import StepResult, memory_advice
@@ -61,7 +61,7 @@ def train(
     observers: Sequence[Observer] = (),
     manager: pluggy.PluginManager | None = None,
 ) -> Run:
-    """Train a drafter and return it, loaded.
+    """Train a drafter and return it, loaded. Under ``torchrun`` every process calls this and shares the work.
 
     With stored features (``features.source``) the run's target has no decoder layers; ``deepspec.load`` of
     the run's folder gives it with all of them.
@@ -76,24 +76,34 @@ def train(
         init_from: instead of the configuration's: a run folder or ``demo`` to start from the drafter of.
         check_tasks: first see that the prompts of the configuration's ``eval.tasks`` can be had, so that an
             evaluation afterwards does not fail for want of them.
-        observers: called with each optimiser step's record.
+        observers: called with each optimiser step's record, in the main process.
         manager: the plugins to find parts in, all installed ones when None.
 
     Raises:
         ConfigError, DataError, TargetError, CheckpointError: bad input, before anything is written.
         TrainingError, ResourceError: the run had to stop.
+        DistributedError: another process is gone. ElsewhereError: another process raises what is to be told.
     """
     manager = manager or create_plugin_manager()
-    settings = run_config(
-        strategy, config, target=target, data=data, out=out, init_from=init_from, manager=manager
-    )
-    check_tracker(settings.train.tracker)
-    folder = open_folder(settings, resume=resume)
-    prepared = prepare(settings, folder, resume=resume, check_tasks=check_tasks, manager=manager)
+    world = join()
+    with world.watched(lambda: "no step was done; start again"):
+        settings = world.together(
+            lambda: run_config(
+                strategy, config, target=target, data=data, out=out, init_from=init_from, manager=manager
+            )
+        )
+        world.same_everywhere("settings", values_to_share(settings))
+        world.together(lambda: check_tracker(settings.train.tracker))
+        folder = Path(world.from_main(lambda: str(open_folder(settings, resume=resume))))
+        prepared = world.together(
+            lambda: prepare(
+                settings, folder, resume=resume, check_tasks=check_tasks, manager=manager, world=world
+            )
+        )
     session = _Session(prepared, observers, manager)
-    with _stop_signals() as stop:
+    with _stop_signals() as stop, world.watched(session.how_to_go_on):
         session.run(stop)
-    parts = for_decoding(prepared.trainer.parts, prepared.trainer.target, manager)
+        parts = prepared.trainer.decoding_parts(manager)
     parts.modules().eval()
     return Run(
         path=prepared.folder,
@@ -145,6 +155,7 @@ class _Session:
         self, prepared: Prepared, observers: Sequence[Observer], manager: pluggy.PluginManager
     ) -> None:
         self.trainer = prepared.trainer
+        self.world = prepared.trainer.world
         self.validation = prepared.validation
         self.folder = prepared.folder
         self.config = prepared.trainer.config.train
@@ -154,7 +165,7 @@ class _Session:
         self._clock = _Clock(self.config.log_every)
         self._log = RunLog(
             prepared.folder, prepared.trainer.config, first_step=self.first_step, advice=self._disk_advice
-        )
+        ) if self.world.is_main else None
         self._expected = 0.0
         self.cost = prepared.cost
         self.vocabulary_coverage = prepared.vocabulary_coverage
@@ -165,10 +176,12 @@ class _Session:
         if self.first_step == self.config.num_steps:
             return
         try:
-            self._log.started(self.first_step, self.trainer.device)
+            if self._log is not None:
+                self._log.started(self.first_step, self.trainer.device, num_processes=self.world.size)
             self._run_steps(stop)
         finally:
-            self._log.close()
+            if self._log is not None:
+                self._log.close()
 
     def _run_steps(self, stop: _Stop) -> None:
         steps = self.config.num_steps
@@ -179,10 +192,16 @@ class _Session:
             self._step(number, flops)
             if done % self.config.checkpoint_every == 0 or done == steps:
                 self._save(done)
-            if (done % self.config.validate_every == 0 or done == steps) and not stop.signal_name:
+            if (done % self.config.validate_every == 0 or done == steps) and not self._signal(stop):
                 self._validate(done)
-            if stop.signal_name:
-                raise self._interrupted(stop.signal_name, done)
+            if signal_name := self._signal(stop):
+                raise self.world.agreed(self._interrupted(signal_name, done))
+
+    def _signal(self, stop: _Stop) -> str | None:
+        """The signal that reached some process."""
+        names = ("SIGTERM", "SIGINT")
+        counts = self.world.add_up([float(stop.signal_name == name) for name in names])
+        return next((name for name, count in zip(names, counts, strict=True) if count), None)
 
     def _interrupted(self, signal_name: str, step: int) -> TrainingInterruptedError:
         """Save where the run stands, and say how to go on from there."""
@@ -205,6 +224,8 @@ class _Session:
         self._clock.add(seconds, result.num_tokens)
         self.cost += TrainingCost(result.num_tokens, seconds, flops.total, flops.target)
         record = self._record(number + 1, result)
+        if self._log is None:
+            return
         if is_logged:
             self._log.write("step", asdict(record))
         for observe in self._observers:
@@ -233,21 +254,30 @@ class _Session:
             "vocabulary_coverage": self.vocabulary_coverage,
             "init_from": self.init_from,
         }
-        with writing(checkpoint_path(self.folder, step), self._disk_advice):
-            return write_checkpoint(
-                self.folder,
-                step,
-                parts=self.trainer.parts,
-                optimizer=self.trainer.optimizer.state_tensors(),
-                state=state,
-                keep=self.config.keep_checkpoints,
-            )
+        weights, moments = self.trainer.weights(), self.trainer.moments()
+
+        def write() -> str:
+            with writing(checkpoint_path(self.folder, step), self._disk_advice):
+                path = write_checkpoint(
+                    self.folder,
+                    step,
+                    parts=self.trainer.parts,
+                    weights=weights,
+                    optimizer=moments,
+                    state=state,
+                    keep=self.config.keep_checkpoints,
+                )
+            return str(path)
+
+        return Path(self.world.from_main(write))
 
     def _validate(self, step: int) -> None:
         if self.validation is None:
             return
         with memory(lambda: self._validation_needs_memory(step)):
             found = self.validation.measure(self.trainer)
+        if self._log is None:
+            return
         self._log.write("validation", {"step": step, **asdict(found)})
         decoded = "-" if found.accepted_length is None else f"{found.accepted_length:.3f}"
         logger.info(
@@ -260,16 +290,22 @@ class _Session:
     def _check_finite(self, step: int, result: StepResult) -> None:
         for what, value in (("loss", result.loss), ("gradient norm", result.gradient_norm)):
             if not -float("inf") < value < float("inf"):
-                raise TrainingError(
+                error = TrainingError(
                     f"the {what} of step {step} is {value}, so the run stopped; {self._last_good()}; lower "
                     f"--set train.learning_rate (now {self.trainer.optimizer.peak:g}) in a new run"
                 )
+                raise self.world.agreed(error)
+
+    def how_to_go_on(self) -> str:
+        """After another process is gone."""
+        return f"{self._last_good()}; go on with: {self._resume_command()}"
 
     def _disk_advice(self) -> str:
         return f"{self._last_good()}; once there is room, go on with: {self._resume_command()}"
 
     def _resume_command(self) -> str:
-        return f"deepspec train --resume --out {self.folder}"
+        alone = f"deepspec train --resume --out {self.folder}"
+        return alone if self.world.is_alone else f"torchrun ... -m {alone} (with any number of processes)"
 
     def _step_needs_memory(self, step: int) -> str:
         return f"memory ran out in step {step}; {self._last_good()}; {memory_advice(self.config)}"

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from deepspec.data import BatchSampler, TokenizedCorpus
 from deepspec.engine import Engine, SamplingParams
 from deepspec.evaluate.acceptance import tokens_gained
-from deepspec.train.assemble import for_decoding
 from deepspec.types import RoundRecord, TokenBatch
 
 if TYPE_CHECKING:
@@ -45,11 +44,15 @@ class Validation:
 
     def measure(self, trainer: Trainer) -> ValidationResult:
         """Both numbers for the weights as they are; nothing is decoded without the target's layers."""
-        prompts = self.prompts if trainer.target.is_whole else ()
-        return ValidationResult(
-            expected_accepted_length=trainer.expected_accepted_length(self.batches),
-            accepted_length=decoded_accepted_length(trainer.target, trainer.parts, prompts),
-        )
+        target = trainer.target
+        prompts = self.prompts if target.is_whole and not target.is_sharded else ()
+        expected = trainer.expected_accepted_length(self.batches)
+        if not prompts:
+            return ValidationResult(expected, None)
+        first, last = trainer.world.share(len(prompts))
+        lengths = decoded_lengths(target, trainer.decoding_parts(), prompts, range(first, last))
+        total, count = trainer.world.add_up([sum(lengths), len(lengths)])
+        return ValidationResult(expected, total / count if count else None)
 
 
 @dataclass(frozen=True)
@@ -57,17 +60,22 @@ class ValidationResult:
     """Accepted lengths, bonus token included: by the formula on held-out text, and as decoded.
 
     ``accepted_length`` is None when no held-out document is long enough to start from, and with stored
-    features, where the target's layers are not loaded.
+    features, where the target's layers are not loaded, or where they are shared out among processes.
     """
 
     expected_accepted_length: float
     accepted_length: float | None
 
 
-def decoded_accepted_length(target: Target, parts: Parts, prompts: Sequence[tuple[int, ...]]) -> float | None:
-    """Mean accepted length over the rounds of a short decode of ``prompts`` at temperature 1, noise fixed."""
-    if not prompts:
-        return None
+def decoded_lengths(
+    target: Target, parts: Parts, prompts: Sequence[tuple[int, ...]], numbers: Sequence[int]
+) -> list[int]:
+    """Accepted length of each round of a short decode of the prompts with these numbers, at temperature 1.
+
+    A prompt's noise depends on its number alone.
+    """
+    if not numbers:
+        return []
     lengths: list[int] = []
 
     def observe(record: RoundRecord) -> None:
@@ -75,14 +83,14 @@ def decoded_accepted_length(target: Target, parts: Parts, prompts: Sequence[tupl
 
     engine = Engine(
         target,
-        for_decoding(parts, target),
-        max_batch=len(prompts),
+        parts,
+        max_batch=len(numbers),
         max_positions=max(len(prompt) for prompt in prompts) + _NEW_TOKENS,
         observers=[observe],
     )
     params = SamplingParams(max_tokens=_NEW_TOKENS, ignore_stop=True)
-    engine.run(prompts, [replace(params, seed=number) for number in range(len(prompts))])
-    return sum(lengths) / len(lengths) if lengths else None
+    engine.run([prompts[n] for n in numbers], [replace(params, seed=number) for number in numbers])
+    return lengths
 
 
 def _prompts(corpus: TokenizedCorpus, limit: int) -> tuple[tuple[int, ...], ...]:

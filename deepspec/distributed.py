@@ -163,20 +163,15 @@ class World:
 
     @contextmanager
     def watched(self, how_to_go_on: Callable[[], str]) -> Iterator[None]:
-        """Raise DistributedError when another process is gone inside; other errors get this one's rank."""
+        """Raise DistributedError when another process is gone inside."""
         try:
             yield
-        except DeepSpecError:
-            raise
-        except Exception as error:
-            if self.is_alone:
+        except RuntimeError as error:
+            if self.is_alone or not any(sign in str(error) for sign in _LOST):
                 raise
-            if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST):
-                raise DistributedError(
-                    f"another process ended or did not answer; what it says is the cause; {how_to_go_on()}"
-                ) from error
-            error.add_note(f"(raised on {named()})")
-            raise
+            raise DistributedError(
+                f"another process ended or did not answer; what it says is the cause; {how_to_go_on()}"
+            ) from error
 
     def _tell(self, failure: DeepSpecError | None) -> None:
         texts = self.gather(None if failure is None else str(failure))

@@ -77,6 +77,7 @@ def evaluate(
     set_up_logging(quiet=quiet, verbose=verbose)
     import deepspec
     from deepspec.cli.results import result_table
+    from deepspec.distributed import join
 
     given = given_settings(
         tasks,
@@ -87,14 +88,17 @@ def evaluate(
         max_tokens=max_tokens,
         seed=seed,
     )
-    loaded = open_subject(
-        run,
-        strategy,
-        target=target,
-        sets=set_,
-        device=device,
-        target_device=target_device,
-        trust_remote_code=trust_remote_code,
+    world = join()
+    loaded = world.together(
+        lambda: open_subject(
+            run,
+            strategy,
+            target=target,
+            sets=set_,
+            device=device,
+            target_device=target_device,
+            trust_remote_code=trust_remote_code,
+        )
     )
     report = deepspec.evaluate(
         loaded,
@@ -106,6 +110,8 @@ def evaluate(
         trace=trace,
         timeline=timeline,
     )
+    if not world.is_main:
+        return None
     if run is not None and not (given or task_file or set_):
         _keep(run, report.to_json())
     if json:

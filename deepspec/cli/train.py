@@ -97,7 +97,7 @@ def train(
     if dry_run:
         return _estimate(settings, resume=resume, json=json)
     run = _train(settings, resume=resume, check_tasks=not no_eval, quiet=quiet)
-    report = None if no_eval else _evaluate(run, settings, quiet=quiet or not world.is_main)
+    report = None if no_eval or run.target.is_sharded else _evaluate(run, settings, quiet=quiet or not world.is_main)
     if not world.is_main:
         return None
     if json:

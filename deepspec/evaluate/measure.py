@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from deepspec.composed import Composed, opened
 from deepspec.config import EvalConfig
+from deepspec.distributed import ALONE, World, join
 from deepspec.engine import Engine, SamplingParams
 from deepspec.environment import device_name, versions
+from deepspec.errors import ConfigError
 from deepspec.evaluate.acceptance import compare_lengths, measure_acceptance, prompt_lengths
 from deepspec.evaluate.report import EvalReport, TaskResult, VerifierGain
 from deepspec.evaluate.speed import Speed, measure_speed
@@ -26,6 +29,7 @@ from deepspec.plugins import create_plugin_manager, round_observer
 from deepspec.redecoding import redecoded
 from deepspec.resources import memory, writing
 from deepspec.runs import Run, write_json
+from deepspec.sampling.streams import request_seed
 from deepspec.strategy import Parts, Strategy
 from deepspec.target import Target
 from deepspec.timeline import Timeline
@@ -51,6 +55,9 @@ def evaluate(
 ) -> EvalReport:
     """Decode the tasks' prompts with a drafter and report acceptance and speed.
 
+    Under ``torchrun`` every process calls this and decodes its share of the prompts; the main one measures the
+    speed while the others wait, and all return the same report.
+
     Args:
         run: a loaded run, a run folder, ``demo``, or a strategy that needs no training.
         target: the model that a strategy drafts for, the demo target when None; a run has its own.
@@ -64,29 +71,53 @@ def evaluate(
         timeline: a JSON file for their steps, in the trace format of Chrome and Perfetto.
 
     Raises:
-        ConfigError: an unknown task or verifier, a task named twice, or a strategy that needs training.
+        ConfigError: an unknown task or verifier, a task named twice, a strategy that needs training, or files
+            of steps by several processes.
         DataError: prompts that cannot be had, read, or fitted into the target's positions.
         ResourceError: memory ran out, or a file cannot be written.
+        DistributedError, ElsewhereError: another process is gone, or tells why this ends.
     """
-    loaded = opened(run, target=target)
+    world = join()
+    loaded = world.together(lambda: opened(run, target=target))
     settings = config or loaded.config.eval
     model, parts = loaded.target, for_decoding(loaded.parts, loaded.target)
     other = None if against_verifier is None else redecoded(parts, verifier=against_verifier)
-    prompts = collect_prompts(task_names(tasks, task_files, settings), model, settings)
-    everything = [prompt for found in prompts.values() for prompt in found]
-    with memory(lambda: needs_memory(settings)):
-        by_task = decode_tasks(model, parts, prompts, settings, trace=trace, timeline=timeline)
-        [speed] = measure_speed(
+
+    def find() -> dict[str, Prompts]:
+        _check_world(world, model, trace, timeline)
+        return collect_prompts(task_names(tasks, task_files, settings), model, settings)
+
+    def speed() -> dict[str, Any]:
+        [found] = measure_speed(
             model,
             [parts],
-            spread(everything, NUM_SPEED_PROMPTS),
+            spread([prompt for found in prompts.values() for prompt in found], NUM_SPEED_PROMPTS),
             sampling_params(settings, max_tokens=min(settings.max_tokens, SPEED_TOKENS)),
             against_transformers=against_transformers,
         )
-        report = make_report(model, parts, settings, by_task, speed)
+        return asdict(found)
+
+    with world.watched(lambda: "start again"), memory(lambda: needs_memory(settings)):
+        prompts = world.together(find)
+        by_task = decode_tasks(model, parts, prompts, settings, trace=trace, timeline=timeline, world=world)
+        report = make_report(model, parts, settings, by_task, Speed(**world.from_main(speed)))
         if other is None:
             return report
-        return replace(report, verifier_gain=_gain(model, other, by_task, prompts, settings))
+        return replace(report, verifier_gain=_gain(model, other, by_task, prompts, settings, world))
+
+
+def _check_world(
+    world: World, target: Target, trace: str | Path | None, timeline: str | Path | None
+) -> None:
+    if world.is_alone:
+        return
+    if trace is not None or timeline is not None:
+        raise ConfigError("--trace and --timeline are of one process's steps; start it without torchrun")
+    if target.is_sharded:
+        raise ConfigError(
+            f"target {target.name!r} is shared out among the processes, which decode each on its own; load the "
+            "run again where its target fits: deepspec.load(run.path)"
+        )
 
 
 def _gain(
@@ -95,13 +126,14 @@ def _gain(
     by_task: Mapping[str, list[list[RequestRound]]],
     prompts: Mapping[str, Prompts],
     config: EvalConfig,
+    world: World,
 ) -> VerifierGain:
     """What the rounds that were measured gain on those of ``other``."""
     ours = [length for rounds in by_task.values() for length in prompt_lengths(rounds)]
     theirs = [
         length
         for found in prompts.values()
-        for length in prompt_lengths(decode_rounds(target, other, found, config))
+        for length in prompt_lengths(decode_rounds(target, other, found, config, world=world))
     ]
     return VerifierGain(other.verifier.name, compare_lengths(ours, theirs, seed=config.seed))
 
@@ -128,8 +160,15 @@ def decode_rounds(
     *,
     observers: Sequence[Callable[[RoundRecord], None]] = (),
     tracer: Callable[[TracedStep], None] | None = None,
+    world: World = ALONE,
 ) -> list[list[RequestRound]]:
-    """Decode the prompts in batch; the rounds of each, in order. ``tracer`` is shown each step, too."""
+    """Decode the prompts in batch; the rounds of each, in order. ``tracer`` is shown each step, too.
+
+    Each process decodes its share. A request's random numbers depend on its place among all prompts.
+    """
+    first, last = world.share(len(prompts))
+    if first == last:
+        return _all_rounds([], world)
     rounds: dict[int, list[RequestRound]] = {}
 
     def observe(record: RoundRecord) -> None:
@@ -139,14 +178,31 @@ def decode_rounds(
     engine = Engine(
         target,
         parts,
-        max_batch=min(config.batch, len(prompts)),
+        max_batch=min(config.batch, last - first),
         max_positions=max(len(prompt) for prompt in prompts) + config.max_tokens,
         seed=config.seed,
         observers=[observe, *observers, round_observer(create_plugin_manager())],
         tracer=tracer,
     )
-    completions = engine.run(prompts, sampling_params(config, max_tokens=config.max_tokens))
-    return [rounds.get(completion.request_id, []) for completion in completions]
+    params = sampling_params(config, max_tokens=config.max_tokens)
+    seeded = [replace(params, seed=request_seed(config.seed, number)) for number in range(first, last)]
+    completions = engine.run(prompts[first:last], seeded)
+    return _all_rounds([rounds.get(completion.request_id, []) for completion in completions], world)
+
+
+def _all_rounds(own: list[list[RequestRound]], world: World) -> list[list[RequestRound]]:
+    """Those of all processes' prompts, numbered by prompt."""
+    if world.is_alone:
+        return own
+    parts = world.gather([[asdict(round_) for round_ in rounds] for rounds in own])
+    everything = [rounds for part in parts for rounds in part]
+    return [
+        [
+            RequestRound(**{**values, "request_id": number, "tokens": tuple(values["tokens"])})
+            for values in rounds
+        ]
+        for number, rounds in enumerate(everything)
+    ]
 
 
 def decode_tasks(
@@ -157,6 +213,7 @@ def decode_tasks(
     *,
     trace: str | Path | None = None,
     timeline: str | Path | None = None,
+    world: World = ALONE,
 ) -> dict[str, list[list[RequestRound]]]:
     """Decode each task's prompts; the rounds of each prompt, also to the files that are named."""
     steps = Timeline()
@@ -170,7 +227,9 @@ def decode_tasks(
         for task, of_task in prompts.items():
             if writer is not None:
                 writer.begin(task)
-            found[task] = decode_rounds(target, parts, of_task, config, observers=observers, tracer=writer)
+            found[task] = decode_rounds(
+                target, parts, of_task, config, observers=observers, tracer=writer, world=world
+            )
     if timeline is not None:
         with writing(Path(timeline), lambda: "choose another --timeline"):
             write_json(Path(timeline), steps.to_json())

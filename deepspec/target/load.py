@@ -20,6 +20,7 @@ from deepspec.errors import ConfigError, TargetError
 from deepspec.paths import DEMO, asset
 from deepspec.resources import memory
 from deepspec.target.model import Target, make_target
+from deepspec.target.sharding import shard_target
 
 if TYPE_CHECKING:
     from deepspec.config import TargetConfig
@@ -120,6 +121,9 @@ class ModelSource:
 def load_target(config: TargetConfig, *, device: str | None = None) -> Target:
     """Load a causal language model and its tokenizer, frozen.
 
+    Of several processes each has a share of its layers where ``config.parallel`` says so; each reads it whole
+    into the host's memory first.
+
     Args:
         config: name (a hub id, a folder, or ``demo``), commit, float type, device.
         device: used when the configuration names none; the best available when both are None.
@@ -133,9 +137,14 @@ def load_target(config: TargetConfig, *, device: str | None = None) -> Target:
     source = target_source(config)
     model = source.load_model(target_dtype(config.dtype, place))
     tokenizer = source.load_tokenizer()
-    return source.attempt(
-        lambda: make_target(model.to(place), tokenizer, name=config.name, revision=source.commit)
-    )
+    is_sharded = config.parallel == "fsdp" and not of_environment().is_alone
+
+    def make() -> Target:
+        here = model if is_sharded else model.to(place)
+        target = make_target(here, tokenizer, name=config.name, revision=source.commit)
+        return shard_target(target, place) if is_sharded else target
+
+    return source.attempt(make)
 
 
 def load_tokenizer(config: TargetConfig) -> PreTrainedTokenizerBase:

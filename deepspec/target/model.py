@@ -17,6 +17,7 @@ from deepspec.errors import ConfigError, TargetError
 from deepspec.interfaces import TargetInfo
 from deepspec.target.decoder import PackedDecoder
 from deepspec.target.packed import KVSlots
+from deepspec.target.sharding import whole_layer
 from deepspec.types import Features, Span, TokenBatch
 
 _FINGERPRINT_VALUES = 64
@@ -93,7 +94,8 @@ class Target:
         """A decoder layer with its weights; one without any when no file has them by their usual names."""
         if self.absent_layer is not None:
             return self.absent_layer(number)
-        return self.model.get_decoder().layers[number]
+        layer = self.model.get_decoder().layers[number]
+        return whole_layer(layer) if self.is_sharded else layer
 
     def forward(
         self, tokens: Tensor, spans: Sequence[Span], cache: KVSlots | None, layers: Sequence[int]

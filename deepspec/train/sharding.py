@@ -16,25 +16,23 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-    from deepspec.strategy import Parts
+    from deepspec.interfaces import Drafter, SequentialHead
     from deepspec.types import AnchorBlocks, Features, TokenBatch
 
 Forward = tuple[Tensor, Tensor | None, Tensor | None]
 
 
-class DraftModel(nn.ModuleDict):
+class DraftModel(nn.Module):
     """``drafter`` and ``head`` as one module, whose one pass FSDP can see."""
 
-    @classmethod
-    def of(cls, parts: Parts) -> DraftModel:
-        return cls(parts.modules().items())
+    def __init__(self, drafter: Drafter[Any], head: SequentialHead[Any]) -> None:
+        super().__init__()
+        self.drafter, self.head = drafter, head
 
-    def block(self, batch: TokenBatch, features: Features, anchors: AnchorBlocks) -> Forward:
+    def forward(self, batch: TokenBatch, features: Features, anchors: AnchorBlocks) -> Forward:
         """Hidden states ``[N, G, H]``, and the head's latent and confidence, for training."""
-        drafter: Any = self["drafter"]
-        head: Any = self["head"]
-        hidden = drafter.block(batch, features, anchors)
-        step = head.block(anchors.previous, hidden)
+        hidden = self.drafter.block(batch, features, anchors)
+        step = self.head.block(anchors.previous, hidden)
         return hidden, step.latent, step.confidence
 
 
@@ -42,13 +40,12 @@ def shard_(model: DraftModel, device: torch.device) -> None:
     """Leave this process its share of the weights; gradients are summed over all processes from then on."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.distributed_c10d import get_world_size
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (get_world_size(),))
     sharded = fully_shard(model, mesh=mesh, reshard_after_forward=False)
     sharded.set_gradient_divide_factor(1.0)  # a sum: the loss is divided by the whole step's weight
     sharded.set_force_sum_reduction_for_comms(True)
-    register_fsdp_forward_method(model, "block")
 
 
 def unshard_(model: nn.Module, *, whole: bool) -> None:

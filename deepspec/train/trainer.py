@@ -140,8 +140,8 @@ class Trainer:
         self.config = config
         self.device = device
         self.world = world
-        self.modules = DraftModel.of(parts)
         assert isinstance(parts.drafter, Drafter), "what has no weights to train is refused before"
+        self.modules = DraftModel(parts.drafter, parts.head)
         self.drafter = parts.drafter
         self.source = source or OnlineFeatures(SourceContext.of(config, target, self.drafter))
         self.optimizer = self._new_optimizer()
@@ -277,7 +277,7 @@ class Trainer:
     ) -> tuple[Tensor, HeadStep, OutputWeights, Features, AnchorBlocks]:
         features = self.features(batch)
         anchors = move(blocks, self.device)
-        hidden, latent, confidence = self.modules.block(batch.to(self.device), features, anchors)
+        hidden, latent, confidence = self.modules(batch.to(self.device), features, anchors)
         weights = OutputWeights(self.drafter.readout(), self.parts.head.output_weight)
         return hidden, HeadStep(latent, confidence), weights, features, anchors
 

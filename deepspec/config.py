@@ -36,7 +36,7 @@ class TargetConfig(_Config):
     device: str | None = Field(default=None, description="where it runs; null is the run's device")
     parallel: Literal["none", "fsdp"] = Field(
         default="none",
-        description="under torchrun: none holds it whole in each process, fsdp gives each a share of its layers",
+        description="under torchrun: none holds it whole in each process, fsdp shares out its layers",
     )
     trust_remote_code: bool = Field(default=False, description="whether the model's own Python code may run")
 

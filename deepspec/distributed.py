@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deepspec.errors import ConfigError, DeepSpecError, DistributedError, ElsewhereError
@@ -24,11 +27,21 @@ Made = TypeVar("Made")
 
 TIMEOUT_KEY = "DEEPSPEC_TIMEOUT_S"
 _TIMEOUT_S = 1800.0
-#: How long a process whose peer has failed waits for torchrun to end it, so that the peer is named as the cause.
+#: How long a process whose peer failed waits for torchrun to end it, so that the peer is named as the cause.
 _GRACE_S = 5.0
 _BUCKET_BYTES = 2**25
 #: How gloo, NCCL and the store say that another process does not answer.
-_LOST = ("Connection", "connection", "Gloo", "gloo", "NCCL", "Socket", "recvValue", "Broken pipe", "timed out")
+_LOST = (
+    "Connection",
+    "connection",
+    "Gloo",
+    "gloo",
+    "NCCL",
+    "Socket",
+    "recvValue",
+    "Broken pipe",
+    "timed out",
+)
 
 
 @dataclass(frozen=True)
@@ -116,7 +129,7 @@ class World:
         return made  # type: ignore[return-value]
 
     def in_turn(self, make: Callable[[], Made]) -> Made:
-        """The same, the first process of each host before its others, which then find what it left in a cache."""
+        """The same, the first process of each host before its others, which then find what it cached."""
         if self.is_alone:
             return make()
         made = self.together(make) if self.local_rank == 0 else self.together(lambda: None)
@@ -131,7 +144,7 @@ class World:
         return self.gather(made)[0]
 
     def same_everywhere(self, what: str, value: Any) -> None:
-        """Raise ConfigError where this process has another value than the main one, by the keys that differ."""
+        """Raise ConfigError where this process has other values than the main one, by keys that differ."""
         if self.is_alone:
             return
         main = self.gather(value)[0]
@@ -234,7 +247,9 @@ def join() -> World:
     try:
         if on_cuda:
             torch.cuda.set_device(world.local_rank)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=timedelta(seconds=seconds))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=timedelta(seconds=seconds)
+        )
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = str(error).strip().splitlines()[0][:200]
@@ -248,16 +263,24 @@ def join() -> World:
 
 def leave() -> None:
     """Part from the other processes after success, so that none of them ends while another still talks."""
-    import sys
-
     dist = sys.modules.get("torch.distributed")
     if dist is not None and dist.is_available() and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
+def report(message: str) -> None:
+    """Leave torchrun, if it started this process, what it is to show as the reason of its end."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path is None:
+        return
+    content = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+    with suppress(OSError):
+        Path(path).write_text(json.dumps({"message": content}), encoding="utf-8")
+
+
 def await_the_end(seconds: float = _GRACE_S) -> None:
-    """Leave it to torchrun to end this process, so that the process whose failure it was is seen to end first."""
+    """Leave it to torchrun to end this process, so that the one whose failure it was is seen to end first."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, lambda *_: None)
     signal.setitimer(signal.ITIMER_REAL, seconds)

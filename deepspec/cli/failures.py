@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 from pydantic import ValidationError
 
-from deepspec.distributed import await_the_end, leave, named
+from deepspec.distributed import await_the_end, leave, named, report
 from deepspec.errors import (
     DeepSpecError,
     DistributedError,
@@ -37,7 +37,7 @@ def report_failures(app: typer.Typer, arguments: Sequence[str] | None) -> int:
         await_the_end()  # the process that says why ends first
         return FAILED
     except DistributedError as error:
-        _say(error, FAILED)
+        sys.stderr.write(f"{_line(error)}\n")
         await_the_end()
         return FAILED
     except DeepSpecError as error:
@@ -58,10 +58,16 @@ def report_failures(app: typer.Typer, arguments: Sequence[str] | None) -> int:
 
 def _say(problem: object, code: int) -> int:
     sys.stdout.flush()
-    who = named()
-    sys.stderr.write(f"error: {who + ': ' if who else ''}{' '.join(str(problem).split())}\n")
+    line = _line(problem)
+    sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
+    report(line)
     return code
+
+
+def _line(problem: object) -> str:
+    who = named()
+    return f"error: {who + ': ' if who else ''}{' '.join(str(problem).split())}"
 
 
 def _usage(error: Exception) -> str:

@@ -92,7 +92,9 @@ def features(
 
     with world.watched(lambda: "the shards that are complete are kept; run the same again"):
         plan = world.in_turn(lambda: plan_cache(settings))
-        world.same_everywhere("features", {"data": plan.identity["data"], "weights": plan.identity["weights"]})
+        world.same_everywhere(
+            "features", {"data": plan.identity["data"], "weights": plan.identity["weights"]}
+        )
         report = plan.report()
         if not dry_run:
             if not quiet and world.is_main:

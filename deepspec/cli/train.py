@@ -97,7 +97,11 @@ def train(
     if dry_run:
         return _estimate(settings, resume=resume, json=json)
     run = _train(settings, resume=resume, check_tasks=not no_eval, quiet=quiet)
-    report = None if no_eval or run.target.is_sharded else _evaluate(run, settings, quiet=quiet or not world.is_main)
+    report = (
+        None
+        if no_eval or run.target.is_sharded
+        else _evaluate(run, settings, quiet=quiet or not world.is_main)
+    )
     if not world.is_main:
         return None
     if json:
@@ -179,7 +183,11 @@ def _train(settings: RunConfig, *, resume: bool, check_tasks: bool, quiet: bool)
     from deepspec.cli.progress import TrainingProgress
     from deepspec.distributed import of_environment
 
-    progress = None if quiet or not of_environment().is_main else TrainingProgress(stderr(), every=settings.train.log_every)
+    progress = (
+        None
+        if quiet or not of_environment().is_main
+        else TrainingProgress(stderr(), every=settings.train.log_every)
+    )
     with progress or nullcontext():
         return deepspec.train(
             settings.strategy,

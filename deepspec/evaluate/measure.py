@@ -55,8 +55,8 @@ def evaluate(
 ) -> EvalReport:
     """Decode the tasks' prompts with a drafter and report acceptance and speed.
 
-    Under ``torchrun`` every process calls this and decodes its share of the prompts; the main one measures the
-    speed while the others wait, and all return the same report.
+    Under ``torchrun`` every process calls this and decodes its share of the prompts; the main one measures
+    the speed while the others wait, and all return the same report.
 
     Args:
         run: a loaded run, a run folder, ``demo``, or a strategy that needs no training.
@@ -106,17 +106,15 @@ def evaluate(
         return replace(report, verifier_gain=_gain(model, other, by_task, prompts, settings, world))
 
 
-def _check_world(
-    world: World, target: Target, trace: str | Path | None, timeline: str | Path | None
-) -> None:
+def _check_world(world: World, target: Target, trace: str | Path | None, timeline: str | Path | None) -> None:
     if world.is_alone:
         return
     if trace is not None or timeline is not None:
         raise ConfigError("--trace and --timeline are of one process's steps; start it without torchrun")
     if target.is_sharded:
         raise ConfigError(
-            f"target {target.name!r} is shared out among the processes, which decode each on its own; load the "
-            "run again where its target fits: deepspec.load(run.path)"
+            f"target {target.name!r} is shared out among the processes, which decode each on its own; load "
+            "the run again where its target fits: deepspec.load(run.path)"
         )
 
 

@@ -57,7 +57,9 @@ def write_features(plan: PlannedCache, *, part: tuple[int, int] = (1, 1)) -> Cac
             logger.info("shard %d is written, %d of %d to write", shard.number, count, len(own))
         if target.is_sharded:  # the others need this process's share of its layers as often as they run it
             for _ in range(most - batches):
-                target.features(_one_row(plan.corpus.select(torch.tensor([0]))).to(target.device), plan.layers)
+                target.features(
+                    _one_row(plan.corpus.select(torch.tensor([0]))).to(target.device), plan.layers
+                )
     report = plan.report(len(own))
     if not report.num_missing:
         for leftover in plan.folder.glob(".shard-*"):  # of writers that were killed

@@ -193,8 +193,8 @@ def _own_cuda(world: World) -> torch.device:
     count = torch.cuda.device_count()
     if world.local_rank >= count:
         raise ConfigError(
-            f"this is process {world.local_rank + 1} of its host, which has {count} CUDA devices; give torchrun "
-            f"--nproc-per-node {count} at most, or --device cpu"
+            f"this is process {world.local_rank + 1} of its host, which has {count} CUDA devices; give "
+            f"torchrun --nproc-per-node {count} at most, or --device cpu"
         )
     return torch.device("cuda", world.local_rank)
 

@@ -28,7 +28,9 @@ def shard_target(target: Target, device: torch.device) -> Target:
     whole = {weight for weight in decoder.parameters() if weight not in layers}
     for layer in decoder.layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
-    fully_shard(decoder, mesh=mesh, ignored_params=whole)  # so that a layer's weights come while another computes
+    fully_shard(
+        decoder, mesh=mesh, ignored_params=whole
+    )  # so that a layer's weights come while another computes
     target.model.to(device)
     return replace(target, is_sharded=True)
 

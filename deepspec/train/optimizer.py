@@ -91,14 +91,18 @@ class DraftOptimizer:
             optimizer.zero_grad()
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Moments and step counts by name, see :func:`deepspec.optimizers.state_tensors`; shares where weights
-        are shares."""
+        """Moments and step counts by name, see :func:`deepspec.optimizers.state_tensors`.
+
+        They are shares where the weights are.
+        """
         return state_tensors(self._optimizers, self._names)
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of :meth:`state_tensors`, of whole ones; raises CheckpointError when they are of other
         parameters."""
-        own = {key: share_of(value, self._names.get(key.rpartition("/")[0])) for key, value in tensors.items()}
+        own = {
+            key: share_of(value, self._names.get(key.rpartition("/")[0])) for key, value in tensors.items()
+        }
         load_state_tensors(self._optimizers, self._names, own)
 
 

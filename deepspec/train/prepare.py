@@ -37,6 +37,7 @@ from deepspec.target.load import resolve_device
 from deepspec.train.assemble import assemble, copy_target_layers
 from deepspec.train.checkpoint import read_optimizer, read_weights, remove_partial
 from deepspec.train.initial import start_from_run
+from deepspec.train.shares import check_share, told_by
 from deepspec.train.text import corpora
 from deepspec.train.trainer import Trainer, make_objective
 from deepspec.train.validation import Validation
@@ -166,11 +167,11 @@ def build(
     parts = assemble(begun.strategy, target, device=device, dtype=precise, seed=config.seed, manager=manager)
     objective = make_objective(parts, target, manager)
     check_fit(config, target, parts)
-    _check_share(config, world)
+    check_share(config.train, world)
     if check_tasks:
         collect_prompts(config.eval.tasks, target, config.eval)
     corpus, held_out = world.in_turn(lambda: corpora(config, target, parts))
-    world.same_everywhere("target and text", _told(target, corpus))
+    world.same_everywhere("target and text", told_by(target, corpus))
     source = source_class(SourceContext.of(config, target, parts.drafter))
     source.check((corpus, held_out))
     rows = {"sequences": config.train.sequences_per_step, "sequence_length": config.data.sequence_length}
@@ -190,20 +191,6 @@ def build(
     )
     coverage, origin = _begin(trainer, corpus, checkpoint)
     return Built(trainer, validation, vocabulary_coverage=coverage, init_from=origin)
-
-
-def _check_share(config: RunConfig, world: World) -> None:
-    if world.size > config.train.sequences_per_step:
-        raise ConfigError(
-            f"train.sequences_per_step is {config.train.sequences_per_step} for {world.size} processes, which "
-            f"share these rows; give at least {world.size}, or start fewer processes"
-        )
-
-
-def _told(target: Target, corpus: TokenizedCorpus) -> dict[str, Any]:
-    """What tells other weights or text."""
-    tokens = {"tokens": corpus.num_tokens, "sum of tokens": int(corpus.tokens.sum())}
-    return {"target fingerprint": target.fingerprint, **tokens, "labels": int(corpus.supervised.sum())}
 
 
 def _start_from_target(parts: Parts, target: Target, *, is_required: bool) -> None:

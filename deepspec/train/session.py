@@ -8,15 +8,10 @@ Everything is checked before the folder is made. A run that stops raises
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from deepspec.config import RunConfig
@@ -26,6 +21,7 @@ from deepspec.plugins import create_plugin_manager
 from deepspec.records import TrainingCost
 from deepspec.resources import memory, writing
 from deepspec.runs import Run, checkpoint_path, newest_checkpoint, target_record
+from deepspec.train.between import StepClock, Stop, stop_signals
 from deepspec.train.checkpoint import write_checkpoint
 from deepspec.train.flops import StepFlops, count_step
 from deepspec.train.folder import open_folder, values_to_share
@@ -101,7 +97,7 @@ def train(
             )
         )
     session = _Session(prepared, observers, manager)
-    with _stop_signals() as stop, world.watched(session.how_to_go_on):
+    with stop_signals() as stop, world.watched(session.how_to_go_on):
         session.run(stop)
         parts = prepared.trainer.decoding_parts(manager)
     parts.modules().eval()
@@ -113,39 +109,6 @@ def train(
         step=settings.train.num_steps,
         cost=session.cost,
     )
-
-
-@dataclass
-class _Stop:
-    """Which signal asked the run to stop, if one did."""
-
-    signal_name: str | None = None
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Note the first SIGINT or SIGTERM; the second acts as it always would. Main thread only."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    watched = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in watched}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        stop.signal_name = signal.Signals(number).name
-        restore()
-
-    for number in watched:
-        signal.signal(number, note)
-    try:
-        yield stop
-    finally:
-        restore()
 
 
 class _Session:
@@ -162,16 +125,20 @@ class _Session:
         self.first_step = prepared.first_step
         self._observers = tuple(observers)
         self._hook = manager.hook.deepspec_step_trained
-        self._clock = _Clock(self.config.log_every)
-        self._log = RunLog(
-            prepared.folder, prepared.trainer.config, first_step=self.first_step, advice=self._disk_advice
-        ) if self.world.is_main else None
+        self._clock = StepClock(self.config.log_every)
+        self._log = (
+            RunLog(
+                prepared.folder, prepared.trainer.config, first_step=self.first_step, advice=self._disk_advice
+            )
+            if self.world.is_main
+            else None
+        )
         self._expected = 0.0
         self.cost = prepared.cost
         self.vocabulary_coverage = prepared.vocabulary_coverage
         self.init_from = prepared.init_from
 
-    def run(self, stop: _Stop) -> None:
+    def run(self, stop: Stop) -> None:
         """All steps that are left; raises TrainingError when it has to stop."""
         if self.first_step == self.config.num_steps:
             return
@@ -183,7 +150,7 @@ class _Session:
             if self._log is not None:
                 self._log.close()
 
-    def _run_steps(self, stop: _Stop) -> None:
+    def _run_steps(self, stop: Stop) -> None:
         steps = self.config.num_steps
         with memory(lambda: self._step_needs_memory(self.first_step + 1)):
             flops = count_step(self.trainer)
@@ -197,7 +164,7 @@ class _Session:
             if signal_name := self._signal(stop):
                 raise self.world.agreed(self._interrupted(signal_name, done))
 
-    def _signal(self, stop: _Stop) -> str | None:
+    def _signal(self, stop: Stop) -> str | None:
         """The signal that reached some process."""
         names = ("SIGTERM", "SIGINT")
         counts = self.world.add_up([float(stop.signal_name == name) for name in names])
@@ -320,22 +287,3 @@ class _Session:
     def _last_good(self) -> str:
         newest = newest_checkpoint(self.folder)
         return f"the last good checkpoint is {newest}" if newest else "no checkpoint had been written yet"
-
-
-class _Clock:
-    """Speed over the last few steps."""
-
-    def __init__(self, window: int) -> None:
-        self._steps: deque[tuple[float, int]] = deque(maxlen=max(1, window))
-
-    def add(self, seconds: float, num_tokens: int) -> None:
-        self._steps.append((seconds, num_tokens))
-
-    @property
-    def seconds_per_step(self) -> float:
-        return sum(seconds for seconds, _ in self._steps) / max(1, len(self._steps))
-
-    @property
-    def tokens_per_s(self) -> float:
-        seconds = sum(seconds for seconds, _ in self._steps)
-        return sum(tokens for _, tokens in self._steps) / seconds if seconds else 0.0

@@ -60,7 +60,10 @@ def unshard_(model: nn.Module, *, whole: bool) -> None:
 
 
 def whole_tensors(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Every tensor whole and on the host (not copied when it is that), where ``keep`` says so; all processes take part when they are shares."""
+    """Every tensor whole and on the host (not copied when it is that), where ``keep`` says so.
+
+    All processes take part when they are shares.
+    """
     found = {}
     for name, tensor in tensors.items():
         full = whole(tensor.detach())
@@ -75,7 +78,8 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def share_of(value: Tensor, parameter: Tensor | None) -> Tensor:
-    """The part of a whole tensor that goes with ``parameter``; as it is when that is whole or of other shape."""
+    """The part of a whole tensor that goes with ``parameter``; all of it where that is no share, or the shape
+    is another."""
     if parameter is None or value.shape != parameter.shape or not _is_share(parameter):
         return value
     from torch.distributed.tensor import distribute_tensor

@@ -4,14 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from deepspec.distributed import World
+from deepspec.errors import ConfigError
 from deepspec.train.anchors import blocks_at, select_rows
 from deepspec.train.objective import Graded
 from deepspec.types import AnchorBlocks, TokenBatch
+
+if TYPE_CHECKING:
+    from deepspec.config import TrainConfig
+    from deepspec.data import TokenizedCorpus
+    from deepspec.target import Target
+
+
+def check_share(config: TrainConfig, world: World) -> None:
+    """Raise ConfigError when a step has not a row for each process."""
+    if world.size > config.sequences_per_step:
+        raise ConfigError(
+            f"train.sequences_per_step is {config.sequences_per_step} for {world.size} processes, which "
+            f"share these rows; give at least {world.size}, or start fewer processes"
+        )
+
+
+def told_by(target: Target, corpus: TokenizedCorpus) -> dict[str, object]:
+    """What tells other weights, or another text, from those of the other processes."""
+    tokens = {"tokens": corpus.num_tokens, "sum of tokens": int(corpus.tokens.sum())}
+    return {"target fingerprint": target.fingerprint, **tokens, "labels": int(corpus.supervised.sum())}
 
 
 def own_rows(batch: TokenBatch, world: World) -> TokenBatch:

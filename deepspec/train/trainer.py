@@ -22,15 +22,15 @@ from deepspec.features import FeatureSource, OnlineFeatures, SourceContext
 from deepspec.interfaces import Drafter, HeadStep
 from deepspec.plugins import resolve_part
 from deepspec.target import Target
-from deepspec.train.assemble import assemble, for_decoding
 from deepspec.train.anchors import move, sample_anchors
+from deepspec.train.assemble import assemble, for_decoding
 from deepspec.train.confidence import check_trained, is_untrained
 from deepspec.train.objective import BlockObjective, Graded
 from deepspec.train.optimizer import DraftOptimizer
 from deepspec.train.output_weights import OutputWeights
 from deepspec.train.position_weights import make_position_weights
 from deepspec.train.sharding import DraftModel, shard_, unshard_, whole_tensors
-from deepspec.train.shares import own_parts, sum_gradients_, sum_graded, with_label
+from deepspec.train.shares import own_parts, sum_graded, sum_gradients_, with_label
 from deepspec.train.terms import ObjectiveTerm
 from deepspec.types import AnchorBlocks, Features, TokenBatch
 
@@ -154,7 +154,7 @@ class Trainer:
         return self.config.train.parallel == "fsdp" and not self.world.is_alone
 
     def begin(self) -> None:
-        """Once the weights are settled: every process starts from the main one's, or from its share of them."""
+        """Once the weights are settled: every process starts from the main one's, or its share of them."""
         self.world.spread_(list(self.modules.state_dict().values()))
         if self.is_sharded:
             shard_(self.modules, self.device)
@@ -296,5 +296,5 @@ class Trainer:
 
     @property
     def _in_step(self) -> bool:
-        """Whether a forward pass is something that all processes do together: they wait for each other's weights."""
+        """Whether all processes do a forward pass together, since each has but a share of the weights."""
         return self.is_sharded or self.target.is_sharded

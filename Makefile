@@ -18,12 +18,15 @@ $(STAMP): pyproject.toml constraints.txt
 train: setup
 	$(BIN)/deepspec train --strategy dspark $(ARGS)
 
+# One process a core, each of one thread.
+PYTEST := -m pytest -n auto --dist worksteal
+
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python $(PYTEST) $(ARGS)
 
 # Many more examples and draws, and each source mutation; see CONTRIBUTING.
 test-all: setup
-	DEEPSPEC_THOROUGH=1 $(BIN)/python -m pytest $(ARGS)
+	DEEPSPEC_THOROUGH=1 $(BIN)/python $(PYTEST) $(ARGS)
 
 # Builds plugins/deepspec-ngram, installs it with pip beside the environment, and uses it.
 plugins: setup
@@ -37,7 +40,7 @@ OLDEST := .venv-oldest/bin/python
 test-oldest:
 	test -x $(OLDEST) || python3.11 -m venv .venv-oldest
 	$(OLDEST) -m pip install -q -e ".[test]" "torch==2.9.*" "transformers==5.10.*"
-	$(OLDEST) -m pytest $(ARGS)
+	$(OLDEST) $(PYTEST) $(ARGS)
 
 bench: setup
 	failed=0; for part in bench training divergence; do \

@@ -54,7 +54,7 @@ SHIFTS = {
 }
 CALIBRATORS = ("sequential", "isotonic")
 #: Rounds of the engine before the switch, after it until it is measured, and those measured.
-BEFORE, AFTER, MEASURED, BATCH = 200, 300, 100, 32
+BEFORE, AFTER, MEASURED, BATCH = 200, 300, 104, 32
 #: From code at temperature 1 to this, by that confidence.
 SWITCHES = {
     "code at 0.5": ("stdlib", 0.5, "linear"),

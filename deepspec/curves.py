@@ -18,7 +18,7 @@ from deepspec.validation import explain
 
 
 class DraftCost(BaseModel):
-    """Time that drafting takes, beside the target's steps; none when nothing is drafted."""
+    """Time that a drafter takes, beside the target's steps: to take in text, and to draft."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -27,13 +27,23 @@ class DraftCost(BaseModel):
     seconds_per_token: float = Field(
         default=0.0, ge=0, description="for each drafted token of each request, beside"
     )
+    extend_seconds: float = Field(
+        default=0.0, ge=0, description="of every round, to take in what was committed and prompts"
+    )
+    extend_seconds_per_token: float = Field(
+        default=0.0, ge=0, description="for each request and each prompt token of a round, beside"
+    )
 
-    def of(self, num_requests: int, num_draft: int) -> float:
-        """Seconds to draft ``num_draft`` tokens for each of R requests."""
-        if num_requests == 0 or num_draft == 0:
+    def of(self, num_requests: int, num_draft: int, prompt_tokens: int = 0) -> float:
+        """Seconds to take in a round's text and draft ``num_draft`` tokens for each of R requests."""
+        if num_requests + prompt_tokens == 0:
             return 0.0
+        extending = self.extend_seconds + (num_requests + prompt_tokens) * self.extend_seconds_per_token
+        if num_requests == 0 or num_draft == 0:
+            return extending
         tokens = num_requests * num_draft
-        return self.seconds + num_draft * self.seconds_per_position + tokens * self.seconds_per_token
+        drafting = self.seconds + num_draft * self.seconds_per_position + tokens * self.seconds_per_token
+        return extending + drafting
 
 
 class SpsCurve(BaseModel):
@@ -111,9 +121,9 @@ class SpsCurve(BaseModel):
         slopes = [*([0.0] if points[0][0] > 1 else []), *slopes, points[-1][1] / points[-1][0]]
         return all(after >= before - 1e-9 * abs(before) for before, after in pairwise(slopes))
 
-    def draft_seconds(self, num_requests: int, num_draft: int) -> float:
-        """Seconds to draft ``num_draft`` tokens for each of R requests; 0 where the curve does not say."""
-        return 0.0 if self.draft is None else self.draft.of(num_requests, num_draft)
+    def draft_seconds(self, num_requests: int, num_draft: int, prompt_tokens: int = 0) -> float:
+        """Seconds of the drafter in a round, see :class:`DraftCost`; 0 where the curve does not say."""
+        return 0.0 if self.draft is None else self.draft.of(num_requests, num_draft, prompt_tokens)
 
     def table(self, most_tokens: int) -> list[float]:
         """Steps per second at B = 1..most_tokens.

@@ -21,6 +21,10 @@ os.environ["DEEPSPEC_BLOCK_PLUGINS"] = ",".join(
     if point.dist is None or point.dist.name != "deepspec"
 )
 
+# Processes that share the cores have one thread each: threads that wait by spinning would starve the others.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings

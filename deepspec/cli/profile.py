@@ -18,6 +18,7 @@ from deepspec.cli.console import (
     stdout,
     table,
 )
+from deepspec.cli.measuring import check_file
 
 if TYPE_CHECKING:
     from deepspec.curves import SpsCurve
@@ -65,6 +66,9 @@ def profile(
     from deepspec.evaluate import profile as measure
 
     config = ProfileConfig(requests, context, prompt_tokens, repeats)
+    check_file("--output", output)
+    if sglang is not None:
+        check_file("--sglang", sglang)
     opened, parts = _open(
         run,
         target,
@@ -144,7 +148,8 @@ def _print(curve: SpsCurve) -> None:
         cost = curve.draft
         stdout().print(
             f"drafting takes {1e3 * cost.seconds:.2f} ms a round, {1e3 * cost.seconds_per_position:.3f} ms a "
-            f"position and {1e3 * cost.seconds_per_token:.3f} ms a token beside",
+            f"position and {1e3 * cost.seconds_per_token:.3f} ms a token beside; taking in text "
+            f"{1e3 * cost.extend_seconds:.2f} ms and {1e3 * cost.extend_seconds_per_token:.3f} ms a token",
             soft_wrap=True,
             markup=False,
         )

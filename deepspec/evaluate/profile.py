@@ -178,19 +178,30 @@ def _spread(seconds: list[float]) -> float:
 
 
 def _draft_cost(steps: RoundTimer, rounds: RoundTimer, config: ProfileConfig, draft_length: int) -> DraftCost:
-    """What whole rounds take longer than steps with drafts for nothing, fitted over R and G."""
+    """What whole rounds take longer than steps with drafts for nothing, fitted over R, prompts and G."""
     counts = sorted({1, (1 + config.num_requests) // 2, config.num_requests})
     lengths = sorted({1, (1 + draft_length) // 2, draft_length})
-    rows, seconds = [], []
-    for num, length in itertools.product(counts, lengths):
-        shape = RoundShape(num, length, num * length)
-        plain, drafted = (
+
+    def longer(shape: RoundShape) -> float:
+        plain, whole = (
             statistics.median(one.seconds for one in timer.time(shape)) for timer in (steps, rounds)
         )
-        rows.append((1.0, length, num * length))
-        seconds.append(drafted - plain)
-    constant, position, token = _least_squares(np.array(rows), np.array(seconds))
-    return DraftCost(seconds=constant, seconds_per_position=position, seconds_per_token=token)
+        return whole - plain
+
+    undrafted = [RoundShape(num, 0, 0, prompt) for num in counts for prompt in {0, config.prompt_tokens}]
+    taken_in = np.array([(1.0, shape.num_requests + shape.prompt_tokens) for shape in undrafted])
+    extend, per_token = _least_squares(taken_in, np.array([longer(shape) for shape in undrafted]))
+    drafted = [RoundShape(num, length, num * length) for num, length in itertools.product(counts, lengths)]
+    rows = np.array([(1.0, shape.num_draft, shape.verified) for shape in drafted])
+    seconds = [longer(shape) - extend - shape.num_requests * per_token for shape in drafted]
+    constant, position, token = _least_squares(rows, np.array(seconds))
+    return DraftCost(
+        seconds=constant,
+        seconds_per_position=position,
+        seconds_per_token=token,
+        extend_seconds=extend,
+        extend_seconds_per_token=per_token,
+    )
 
 
 def _least_squares(rows: NDArray[np.float64], wanted: NDArray[np.float64]) -> list[float]:

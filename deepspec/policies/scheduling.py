@@ -33,7 +33,7 @@ def all_alive(survival: Tensor, drafted: Tensor) -> Tensor:
 def step_speeds(
     load: Load, pairs: int, curve: SpsCurve | None, num_draft: int, *, counts_prompts: bool = True
 ) -> Tensor:
-    """Rounds per second with 0..pairs drafted tokens admitted, drafting included: ``[pairs + 1]``.
+    """Rounds per second with 0..pairs drafted tokens admitted, the drafter's time included: ``[pairs + 1]``.
 
     0 past the end of the load's curve, so that nothing is admitted there. Without ``counts_prompts`` a
     round's time is less by what its prompt tokens take by themselves: T(B) - T(R + prompts) + T(R).
@@ -41,7 +41,8 @@ def step_speeds(
     table, num = load.steps_per_second, load.num_requests
     assert table is not None, "a schedule needs a curve"
     window = table[num + load.prefill_tokens - 1 :][: pairs + 1]
-    seconds = 0.0 if curve is None else curve.draft_seconds(num, num_draft)
+    prompts = load.prefill_tokens if counts_prompts else 0
+    seconds = 0.0 if curve is None else curve.draft_seconds(num, num_draft, prompts)
     if counts_prompts or load.prefill_tokens == 0:
         speed = window if seconds == 0 else (window.reciprocal() + seconds).reciprocal()
     else:

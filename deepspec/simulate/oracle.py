@@ -29,7 +29,9 @@ class OracleLength(LengthPolicy):
         ordered, places = survival.flatten().sort(descending=True, stable=True)
         times = 1 / load.steps_per_second[num + load.prefill_tokens - 1 :]
         times = times - times[0] + 1 / load.steps_per_second[num - 1]  # prompts have to be read anyhow
-        best, found = float(num / times[0]), torch.zeros_like(drafted)
+        # the drafter takes in prompts in any case, too, so they are left out of its time
+        best = float(num / (times[0] + self.curve.draft_seconds(num, 0)))
+        found = torch.zeros_like(drafted)
         for length in range(1, num_draft + 1):
             kept = places % num_draft < length
             total = num + (ordered * kept).cumsum(dim=0)

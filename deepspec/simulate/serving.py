@@ -127,9 +127,10 @@ class _Simulation:
             self._admit()
         decoding = ((self.owner >= 0) & (self.prompt == 0)).nonzero()[0]
         prefill = self._read_prompts()
-        drafting, rows, num_draft, gained = 0.0, 0, 0, np.zeros(0, np.int64)
+        paid, rows, num_draft, gained = 0, 0, 0, np.zeros(0, np.int64)
         if len(decoding):
-            drafting, rows, num_draft, gained = self._round(decoding, prefill)
+            paid, rows, num_draft, gained = self._round(decoding, prefill)
+        drafting = self.curve.draft_seconds(len(decoding), paid, prefill)
         seconds = float(self.times[rows + prefill - 1]) + drafting
         self.clock += seconds
         self.written += int(gained.sum())
@@ -168,8 +169,8 @@ class _Simulation:
         self.output[reading[room == left]] -= 1
         return int(room.sum())
 
-    def _round(self, decoding: NDArray[np.int64], prefill: int) -> tuple[float, int, int, NDArray[np.int64]]:
-        """Draft, verify and commit; drafting seconds, verify rows, tokens drafted, and what each gained."""
+    def _round(self, decoding: NDArray[np.int64], prefill: int) -> tuple[int, int, int, NDArray[np.int64]]:
+        """Draft, verify and commit; G that is paid, verify rows, G that was drafted, and what each gained."""
         num = len(decoding)
         earlier = self.survivals[0] if len(self.survivals) == 2 else None
         load = replace(
@@ -189,7 +190,7 @@ class _Simulation:
         gained = np.minimum(accepted + 1, self.output[decoding])
         self.output[decoding] -= gained
         paid = int(lengths.max()) if self.foresees else num_draft
-        return self.curve.draft_seconds(num, paid), num + int(lengths.sum()), num_draft, gained
+        return paid, num + int(lengths.sum()), num_draft, gained
 
     def report(self, warm_up: float) -> Served:
         """Means and quantiles after the first steps."""

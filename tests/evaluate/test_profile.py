@@ -141,6 +141,13 @@ def test_the_command_writes_the_curve_and_sglangs_file(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("flag", ["--output", "--sglang"])
+def test_where_no_file_can_be_is_said_before_anything_is_measured(flag: str) -> None:
+    ran = run("profile", "--target", "no/such-target", flag, "absent/sps.json")
+    assert (ran.code, ran.out) == (2, "")
+    assert f"{flag} absent/sps.json: give a file in a folder that exists" in ran.err
+
+
 @pytest.mark.parametrize("wrong", ["num_requests", "context_length", "repeats", "most_points"])
 def test_sizes_that_measure_nothing_are_refused(wrong: str) -> None:
     with pytest.raises(ConfigError, match=f"{wrong} is 0; allowed is an integer >= [12]"):

@@ -53,6 +53,20 @@ def test_time_is_the_curves_for_all_rows_and_what_drafting_takes() -> None:
     assert plain.tokens_per_s == pytest.approx(1000)
 
 
+def test_a_drafter_takes_in_text_even_where_it_drafts_nothing() -> None:
+    cost = DraftCost(seconds=5e-3, extend_seconds=2e-3, extend_seconds_per_token=1e-3)
+    curve = CURVE.model_copy(update={"draft": cost})
+    model = RecordedAcceptance(TWO_OF_THREE, 8, seed=0)
+    policy = build_policy("fixed:length=0", 3)
+    found = serve(policy, curve, model, requests(1, 1, 10**6), num_slots=1, num_steps=9, warm_up=0.0)
+    assert found.tokens_per_s == pytest.approx(1 / (1e-3 + 2e-3 + 1e-3))
+    asked = requests(1, 10, 4, np.array([0.5]))
+    found = serve(policy, curve, model, asked, num_slots=1, num_steps=9, prefill_chunk=4, warm_up=0.0)
+    assert found.tokens_per_s == pytest.approx(3 / (13e-3 + 6 * 2e-3 + 13e-3))  # 10 prompt tokens, then 3
+    assert cost.of(3, 2, 1) == pytest.approx(5e-3 + 2e-3 + 4e-3)
+    assert cost.of(0, 2, 0) == 0.0
+
+
 def test_prompts_go_in_by_chunks_beside_others_decoding_and_count_in_the_step() -> None:
     asked = requests(1, 10, 4, np.array([0.5]))
     found = served("fixed:length=0", asked, num_slots=2, num_steps=100, prefill_chunk=4)

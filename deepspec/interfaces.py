@@ -27,7 +27,9 @@ from deepspec.calibrator import Calibrator as Calibrator
 from deepspec.calibrator import OnlineCalibrator as OnlineCalibrator
 from deepspec.calibrator import SeenRounds as SeenRounds
 from deepspec.context import BuildContext as BuildContext
+from deepspec.context import LayerTraits as LayerTraits
 from deepspec.context import Readout as Readout
+from deepspec.context import Rope as Rope
 from deepspec.context import TargetInfo as TargetInfo
 from deepspec.curves import SpsCurve
 from deepspec.parts import Part as Part

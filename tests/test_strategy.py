@@ -8,7 +8,7 @@ import torch
 
 from deepspec.errors import ConfigError
 from deepspec.hookspecs import hookimpl
-from deepspec.interfaces import BuildContext, PartConfig, Readout, TargetInfo
+from deepspec.interfaces import BuildContext, PartConfig, Readout, Rope, TargetInfo
 from deepspec.plugins import create_plugin_manager, register
 from deepspec.strategy import Objective, PartSpec, Strategy
 
@@ -118,7 +118,7 @@ def target_info() -> TargetInfo:
         **sizes,
         intermediate_size=8,
         rms_norm_eps=1e-6,
-        rope_theta=1e4,
+        rope=Rope.plain(1e4, 4),
         max_positions=64,
         mask_token_id=None,
         embedding=table,

@@ -12,6 +12,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    Qwen3_5ForCausalLM,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -49,7 +51,16 @@ def gemma3(**changes: object) -> PreTrainedModel:
     return Gemma3ForCausalLM(Gemma3TextConfig(**shape))
 
 
+def qwen3_5(**changes: object) -> PreTrainedModel:
+    linear = {f"linear_{kind}": 16 for kind in ("key_head_dim", "value_head_dim")}
+    heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    shape = {**_SHAPE, **linear, **heads, **changes}
+    kinds = ["linear_attention", "full_attention"] * (int(str(shape["num_hidden_layers"])) // 2)
+    return Qwen3_5ForCausalLM(Qwen3_5TextConfig(**shape, layer_types=kinds))
+
+
 FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {"qwen3": qwen3, "llama": llama, "gemma3": gemma3}
+_MODELS = {**FAMILIES, "qwen3_5": qwen3_5}
 
 
 def make(
@@ -57,7 +68,7 @@ def make(
 ) -> PreTrainedModel:
     """A model with random weights from ``seed``."""
     torch.manual_seed(seed)
-    return FAMILIES[family](**changes).to(dtype).eval()
+    return _MODELS[family](**changes).to(dtype).eval()
 
 
 def masked_target() -> Target:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deepspec.errors import ConfigError
-from deepspec.interfaces import TargetInfo
+from deepspec.interfaces import Rope, TargetInfo
 from deepspec.target.packed import span_rows
 from deepspec.types import Features, Span, TokenBatch
 
@@ -50,7 +50,7 @@ class ToyTarget:
             head_dim=hidden_size // 2,
             intermediate_size=hidden_size,
             rms_norm_eps=1e-6,
-            rope_theta=10_000.0,
+            rope=Rope.plain(10_000.0, hidden_size // 2),
             max_positions=4096,
             mask_token_id=vocab_size - 1,
             embedding=normal(vocab_size, hidden_size, std=1.0),

@@ -3,15 +3,16 @@
 from deepspec.nn.anchor_grid import AnchorGrid, causal
 from deepspec.nn.attention import Attend, Attention, DecoderLayer, attention_mask, grouped_attention
 from deepspec.nn.blocks import (
+    GatedMLP,
     RMSNorm,
     RotaryTable,
-    SwiGLU,
     additive_mask,
     apply_rotary,
     pass_through_,
     rotary,
     rotary_table,
 )
+from deepspec.nn.config import LayerConfig
 from deepspec.nn.ragged import RaggedRows, last_rows
 from deepspec.nn.slots import SlotStore
 from deepspec.nn.unrolled import Unroll, UnrolledRound, UnrolledSlots
@@ -23,11 +24,12 @@ __all__ = [
     "Attention",
     "DecoderLayer",
     "DraftVocabulary",
+    "GatedMLP",
+    "LayerConfig",
     "RMSNorm",
     "RaggedRows",
     "RotaryTable",
     "SlotStore",
-    "SwiGLU",
     "Unroll",
     "UnrolledRound",
     "UnrolledSlots",

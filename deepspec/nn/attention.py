@@ -1,7 +1,7 @@
 """Attention and decoder layers that leave open what attends to what: the caller passes that as a function.
 
-So one layer serves packed prompts, single decoding rows and training blocks. Weight names are those of
-Qwen3-style decoders.
+So one layer serves packed prompts, single decoding rows and training blocks, and by its configuration every
+family of targets. Weight names are those of the families' own decoders.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
-from deepspec.errors import ConfigError
-from deepspec.nn.blocks import RMSNorm, SwiGLU, additive_mask, apply_rotary
+from deepspec.nn.blocks import GatedMLP, RMSNorm, additive_mask, apply_rotary
+from deepspec.nn.config import LayerConfig
 
 #: Queries ``[..., heads, d]``, keys and values ``[..., kv heads, d]`` of some rows to ``[..., heads, d]``.
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -25,47 +25,29 @@ class Attention(nn.Module):
     """Projections, norms of queries and keys, and rotary positions around an attention that is passed in.
 
     Args:
-        size: width of the output. in_size: width of the input, the same when None.
-        eps: of the norms. qk_norm: whether queries and keys are normed.
-        rotary_dim: how many of a head's numbers are rotated, the first ones; all when None.
-        gated: whether ``q_proj`` also gives each head's gate, whose sigmoid scales the head's output.
-
-    Raises ConfigError for heads that cannot share the key/value heads, and for a ``rotary_dim`` no head has.
+        config: sizes and kind. in_size: width of the input, the hidden size when None.
     """
 
-    def __init__(
-        self,
-        size: int,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-        eps: float,
-        *,
-        in_size: int | None = None,
-        qk_norm: bool = True,
-        rotary_dim: int | None = None,
-        gated: bool = False,
-    ) -> None:
+    def __init__(self, config: LayerConfig, *, in_size: int | None = None) -> None:
         super().__init__()
-        if num_heads % num_kv_heads:
-            raise ConfigError(
-                f"num_heads is {num_heads} and num_kv_heads {num_kv_heads} (left out, they are the target's)"
-                "; give a num_heads that is a multiple of num_kv_heads"
-            )
-        if rotary_dim is not None and rotary_dim not in range(2, head_dim + 1, 2):
-            raise ConfigError(
-                f"rotary_dim is {rotary_dim}; allowed are even numbers up to {head_dim}, a head's size"
-            )
-        in_size = in_size or size
-        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
-        self.rotary_dim = rotary_dim or head_dim
-        self.gated = gated
-        self.q_proj = nn.Linear(in_size, num_heads * head_dim * (1 + gated), bias=False)
-        self.k_proj = nn.Linear(in_size, num_kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(in_size, num_kv_heads * head_dim, bias=False)
-        self.o_proj = nn.Linear(num_heads * head_dim, size, bias=False)
-        self.q_norm = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
+        in_size, traits = in_size or config.hidden_size, config.traits
+        heads, head_dim = config.num_heads, config.head_dim
+        self.config = config
+        self.num_heads, self.num_kv_heads, self.head_dim = heads, config.num_kv_heads, head_dim
+        self.q_proj = nn.Linear(in_size, heads * head_dim * (1 + config.gated), bias=False)
+        self.k_proj = nn.Linear(in_size, config.num_kv_heads * head_dim, bias=False)
+        self.v_proj = (
+            None if traits.keys_are_values else nn.Linear(in_size, config.num_kv_heads * head_dim, bias=False)
+        )
+        self.o_proj = nn.Linear(heads * head_dim, config.hidden_size, bias=False)
+        # Attention that is passed in scales scores by head_dim ** -0.5.
+        self._query_scale = 1.0 if traits.attention_scale is None else traits.attention_scale * head_dim**0.5
+        self.q_norm: nn.Module = nn.Identity()
+        self.k_norm: nn.Module = nn.Identity()
+        if config.qk_norm:
+            self.q_norm = norm = RMSNorm(head_dim, config.eps, unit_offset=traits.unit_offset)
+            norm.multiply_by_(1 / self._query_scale)  # new layers start with the usual scores
+            self.k_norm = RMSNorm(head_dim, config.eps, unit_offset=traits.unit_offset)
 
     @property
     def heads_per_kv(self) -> int:
@@ -75,29 +57,45 @@ class Attention(nn.Module):
     def keys_values(self, x: Tensor, table: Table) -> tuple[Tensor, Tensor]:
         """Rotated keys and plain values ``[..., kv heads, d]`` of ``x [..., in_size]``."""
         heads = (self.num_kv_heads, self.head_dim)
-        keys = self.k_norm(self.k_proj(x).unflatten(-1, heads))
-        return apply_rotary(keys, table), self.v_proj(x).unflatten(-1, heads)
+        keys = self.k_proj(x).unflatten(-1, heads)
+        values = keys if self.v_proj is None else self.v_proj(x).unflatten(-1, heads)
+        if self.config.traits.value_norm:
+            values = rms_norm(values.float(), (self.head_dim,), eps=self.config.eps).to(values.dtype)
+        return apply_rotary(self.k_norm(keys), table), values
 
     def forward(self, x: Tensor, table: Table, attend: Attend) -> Tensor:
-        """``[..., in_size]`` to ``[..., size]``."""
+        """``[..., in_size]`` to ``[..., hidden_size]``."""
         query = self.q_proj(x).unflatten(-1, (self.num_heads, -1))
         gate = None
-        if self.gated:
+        if self.config.gated:
             query, gate = query.chunk(2, dim=-1)
         query = apply_rotary(self.q_norm(query), table)
+        if self._query_scale != 1:
+            query = query * self._query_scale
         out = attend(query, *self.keys_values(x, table))
         return self.o_proj((out if gate is None else out * gate.sigmoid()).flatten(-2))
 
 
 class DecoderLayer(nn.Module):
-    """Attention and SwiGLU MLP, each with a norm before it and a residual around it."""
+    """Attention and gated MLP, each with a norm before it, one behind it in some families, and a residual.
 
-    def __init__(self, size: int, intermediate_size: int, attention: Attention, eps: float) -> None:
+    Args:
+        config: sizes and kind. in_size: width of what attention reads, the hidden size when None.
+    """
+
+    def __init__(self, config: LayerConfig, *, in_size: int | None = None) -> None:
         super().__init__()
-        self.self_attn = attention
-        self.mlp = SwiGLU(size, intermediate_size)
-        self.input_layernorm = RMSNorm(size, eps)
-        self.post_attention_layernorm = RMSNorm(size, eps)
+        self.self_attn = Attention(config, in_size=in_size)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.traits.activation)
+
+        def norm() -> RMSNorm:
+            return RMSNorm(config.hidden_size, config.eps, unit_offset=config.traits.unit_offset)
+
+        self.input_layernorm = norm()
+        self.post_attention_layernorm = norm()
+        self._norms_output = config.traits.output_norms
+        if self._norms_output:  # then post_attention_layernorm is the one behind attention
+            self.pre_feedforward_layernorm, self.post_feedforward_layernorm = norm(), norm()
 
     def forward(self, x: Tensor, table: Table, attend: Attend, read: Tensor | None = None) -> Tensor:
         """``[..., size]`` to the same.
@@ -105,8 +103,12 @@ class DecoderLayer(nn.Module):
         Args:
             read: what attention reads instead of the normed ``x``, where a drafter mixes more into it.
         """
-        x = x + self.self_attn(self.input_layernorm(x) if read is None else read, table, attend)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        attended = self.self_attn(self.input_layernorm(x) if read is None else read, table, attend)
+        if not self._norms_output:
+            x = x + attended
+            return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.post_attention_layernorm(attended)
+        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
 
 def grouped_attention(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deepspec.context import Rope
 from deepspec.nn.anchor_grid import AnchorGrid, causal
 from deepspec.nn.attention import Attend, DecoderLayer, Table, attention_mask, grouped_attention
 from deepspec.nn.blocks import RMSNorm, RotaryTable, additive_mask, rotary_table
@@ -33,15 +34,19 @@ class Unroll:
 
     Attributes:
         enter: how a token and a feature, or the hidden state in its place, go in.
-        layers: with attention of one shape. norm: the final norm. theta: of the rotary positions.
+        layers: with attention of one shape and the same rotary positions. norm: the final norm.
         feeds_back_normed: whether a step hands on its hidden state after the final norm, or before it.
     """
 
     enter: Enter
     layers: tuple[DecoderLayer, ...]
     norm: RMSNorm
-    theta: float
     feeds_back_normed: bool
+
+    @property
+    def rope(self) -> Rope:
+        """The layers' rotary positions."""
+        return self.layers[0].self_attn.config.rope
 
     def allocate(
         self, num_slots: int, num_rows: int, *, dtype: torch.dtype, device: torch.device
@@ -53,7 +58,7 @@ class Unroll:
             self,
             stores=[SlotStore(num_slots, num_rows, shape, dtype=dtype, device=device) for _ in self.layers],
             starts=torch.zeros((num_slots, len(self.norm.weight)), dtype=dtype, device=device),
-            table=RotaryTable(num_rows, attention.rotary_dim, self.theta, dtype=dtype, device=device),
+            table=RotaryTable(num_rows, self.rope, dtype=dtype, device=device),
         )
 
     def block(self, batch: TokenBatch, features: Tensor, anchors: AnchorBlocks) -> Tensor:
@@ -128,7 +133,7 @@ class Unroll:
         return attention_mask(seen, self.layers[0].self_attn.heads_per_kv, dtype)
 
     def _table(self, positions: Tensor, dtype: torch.dtype) -> Table:
-        return rotary_table(positions, self.layers[0].self_attn.rotary_dim, self.theta, dtype)
+        return rotary_table(positions, self.rope, dtype)
 
 
 @dataclass

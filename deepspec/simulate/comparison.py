@@ -10,7 +10,7 @@ import torch
 
 from deepspec.curves import SpsCurve
 from deepspec.errors import ConfigError
-from deepspec.interfaces import BuildContext, LengthPolicy, TargetInfo
+from deepspec.interfaces import BuildContext, LengthPolicy, Rope, TargetInfo
 from deepspec.plugins import create_plugin_manager, resolve_part
 from deepspec.simulate.acceptance import PUBLISHED_LENGTHS, AcceptanceModel, FittedAcceptance
 from deepspec.simulate.recorded import RecordedAcceptance, RecordedRounds
@@ -46,7 +46,7 @@ def context(draft_length: int) -> BuildContext:
         head_dim=1,
         intermediate_size=1,
         rms_norm_eps=1e-6,
-        rope_theta=1e4,
+        rope=Rope.plain(1e4, 2),
         max_positions=1,
         mask_token_id=None,
         embedding=nothing,

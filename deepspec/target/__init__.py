@@ -2,7 +2,7 @@
 
 from deepspec.target.decoder import PackedDecoder
 from deepspec.target.decoding import DecodingTarget
-from deepspec.target.load import ModelSource, load_target, without_notices
+from deepspec.target.load import ModelSource, load_target
 from deepspec.target.model import Target, fingerprint, make_target
 from deepspec.target.packed import KVSlots
 
@@ -15,5 +15,4 @@ __all__ = [
     "fingerprint",
     "load_target",
     "make_target",
-    "without_notices",
 ]

@@ -8,19 +8,33 @@ and logits of chosen rows. Gradients flow wherever the weights ask for them. Nev
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from deepspec.errors import TargetError
 from deepspec.resources import memory
 from deepspec.target.packed import ATTENTION_NAME, KVSlots, plan_step, span_rows
+from deepspec.target.recurrent import pack_mixer
 from deepspec.types import Features, Span, TokenBatch
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def without_notices() -> Iterator[None]:
+    """Keep transformers' own notices, which would stand beside our one line, off the terminal."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 class PackedDecoder(nn.Module):
@@ -30,7 +44,7 @@ class PackedDecoder(nn.Module):
         model: its attention is replaced by one that knows requests. name: what logs and errors call it.
 
     Raises:
-        TargetError: layers that keep another state than keys and values.
+        TargetError: layers that are neither attention nor recurrent as gated delta nets are.
     """
 
     def __init__(self, model: PreTrainedModel, *, name: str) -> None:
@@ -38,12 +52,7 @@ class PackedDecoder(nn.Module):
         self.model = model
         self.name = name
         self.config: Any = model.config.get_text_config()
-        kinds = set(getattr(self.config, "layer_types", None) or ())
-        other = kinds - {"full_attention", "sliding_attention"}
-        if other:
-            raise TargetError(
-                f"{name} has {', '.join(sorted(other))} layers; supported are full and sliding attention"
-            )
+        self.is_recurrent = _pack_recurrent(model, self.config, name)
         model.set_attn_implementation(ATTENTION_NAME)
         if extras := self._attention_extras():
             logger.info(
@@ -51,6 +60,14 @@ class PackedDecoder(nn.Module):
                 name,
                 " and ".join(extras),
             )
+
+    @classmethod
+    def configured(cls, architecture: Mapping[str, Any], *, name: str) -> PackedDecoder:
+        """One with new weights, by what a model's ``config.json`` holds; errors are transformers' own."""
+        values = dict(architecture)
+        with without_notices():
+            config = AutoConfig.for_model(values.pop("model_type", None), **values)
+            return cls(AutoModelForCausalLM.from_config(config), name=name)
 
     @property
     def embedding(self) -> Tensor:
@@ -63,16 +80,27 @@ class PackedDecoder(nn.Module):
         return self.model.get_output_embeddings().weight
 
     @property
+    def embedding_scale(self) -> float:
+        """What embeddings are multiplied by before the first layer."""
+        return float(getattr(self.model.get_input_embeddings(), "embed_scale", 1.0))
+
+    @property
     def softcap(self) -> float | None:
         """c in c*tanh(x/c) on its logits, or None."""
         return getattr(self.config, "final_logit_softcapping", None)
 
     def new_slots(self, num_slots: int, max_positions: int) -> KVSlots:
         """KV slots for that many requests of at most that many positions."""
-        return KVSlots(num_slots, max_positions)
+        return KVSlots(num_slots, max_positions, self.name)
 
     def forward(
-        self, tokens: Tensor, spans: Sequence[Span], cache: KVSlots | None, layers: Sequence[int] = ()
+        self,
+        tokens: Tensor,
+        spans: Sequence[Span],
+        cache: KVSlots | None,
+        layers: Sequence[int] = (),
+        *,
+        is_settled: bool = True,
     ) -> Features:
         """One packed forward; rows of a cached span see their slot's earlier positions.
 
@@ -83,15 +111,18 @@ class PackedDecoder(nn.Module):
             cache: KV slots to read and write, or None to attend inside each span only. Forgetting a length
                 is the whole rollback: later writes to a position replace earlier ones.
             layers: decoder layers to tap.
+            is_settled: whether all that comes before the spans is final; a recurrent layer's state goes back
+                no further. False while a draft model drafts.
 
         Returns:
             Features with ``[T, K*D]`` and ``[T, D]``.
 
         Raises:
             ResourceError: not enough memory for the rows, or for the slots, which their first use allocates.
+            TargetError: a span that starts where a recurrent layer's state cannot go back to.
         """
         device = self.embedding.device
-        plan = plan_step(spans, device, cache)
+        plan = plan_step(spans, device, cache, is_recurrent=self.is_recurrent, is_settled=is_settled)
         slots, positions = (torch.from_numpy(part).to(device) for part in span_rows(spans))
         if cache is not None:
             cache.index = slots * cache.max_positions + positions
@@ -163,6 +194,20 @@ class PackedDecoder(nn.Module):
         has_softcap = getattr(self.config, "attn_logit_softcapping", None) is not None
         has_sinks = any(getattr(module, "sinks", None) is not None for module in self.model.modules())
         return [name for name, has in (("a soft-cap", has_softcap), ("sinks", has_sinks)) if has]
+
+
+def _pack_recurrent(model: PreTrainedModel, config: Any, name: str) -> bool:
+    """Whether there are recurrent layers, which then know requests; raises TargetError for other kinds."""
+    kinds = getattr(config, "layer_types", None) or ()
+    recurrent = [i for i, kind in enumerate(kinds) if kind == "linear_attention"]
+    other = set(kinds) - {"full_attention", "sliding_attention", "linear_attention"}
+    layers = model.get_decoder().layers
+    if other or not all(pack_mixer(layers[i]) for i in recurrent):
+        raise TargetError(
+            f"{name} has {', '.join(sorted(other) or ['linear_attention'])} layers of a kind that is not "
+            "supported; supported are full and sliding attention, and gated delta nets"
+        )
+    return bool(recurrent)
 
 
 def _needs_memory(num_rows: int, cache: KVSlots | None) -> str:

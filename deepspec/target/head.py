@@ -17,17 +17,12 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from deepspec.errors import TargetError
-from deepspec.target.load import (
-    ModelSource,
-    read_model,
-    resolve_device,
-    target_dtype,
-    target_source,
-    without_notices,
-)
+from deepspec.target.decoder import without_notices
+from deepspec.target.describe import widest_layer
+from deepspec.target.load import ModelSource, read_model, resolve_device, target_dtype, target_source
 from deepspec.target.model import Target, make_target
 
 if TYPE_CHECKING:
@@ -51,19 +46,25 @@ def load_head(config: TargetConfig, *, device: str | None = None, fingerprint: s
     """
     place = resolve_device(config.device or device)
     source = target_source(config)
-    whole = source.attempt(lambda: AutoConfig.from_pretrained(source.place, **source.options))
+    whole = source.attempt(source.config)
     dtype = target_dtype(config.dtype, place)
-    options = {**source.options, "config": _cut(whole, ())}
+    bare = _without_layers(whole)
     with without_notices():  # it would report the layers that are left out
-        model = source.attempt(lambda: read_model(source.place, dtype, options))
+        model = source.attempt(lambda: read_model(source.place, bare, dtype, source.options))
     tokenizer = source.load_tokenizer()
+    text = whole.get_text_config()
     head = source.attempt(
-        lambda: make_target(model.to(place), tokenizer, name=config.name, revision=source.commit)
+        lambda: make_target(
+            model.to(place),
+            tokenizer,
+            name=config.name,
+            revision=source.commit,
+            whole=(text, _bare_layer(whole, widest_layer(text), config.trust_remote_code)),
+        )
     )
     files = weight_files(source)
     return replace(
         head,
-        info=replace(head.info, num_layers=whole.get_text_config().num_hidden_layers),
         fingerprint=fingerprint,
         absent_layer=lambda number: _read_layer(whole, number, files, head.dtype, config.trust_remote_code),
     )
@@ -102,23 +103,32 @@ def weights_digest(config: TargetConfig) -> str:
     return digest.hexdigest()[:32]
 
 
-def _cut(config: Any, layers: tuple[int, ...]) -> Any:
-    """The configuration of the same model with only these layers."""
+def _without_layers(config: Any) -> Any:
+    """The configuration of the same model with no decoder layer, and nothing that is made for each."""
     config = deepcopy(config)
     text = config.get_text_config()
     if getattr(text, "layer_types", None):
-        text.layer_types = [text.layer_types[number] for number in layers]
-    text.num_hidden_layers = len(layers)
+        text.layer_types = []
+    for name in ("num_kv_shared_layers", "hidden_size_per_layer_input"):
+        if getattr(text, name, None):
+            setattr(text, name, 0)
+    text.num_hidden_layers = 0
     return config
+
+
+def _bare_layer(config: Any, number: int, trust_remote_code: bool) -> nn.Module:
+    """A decoder layer without weights."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(deepcopy(config), trust_remote_code=trust_remote_code)
+    layer: nn.Module = model.get_decoder().layers[number]
+    return layer
 
 
 def _read_layer(
     config: Any, number: int, files: list[Path], dtype: torch.dtype, trust_remote_code: bool
 ) -> nn.Module:
     """A decoder layer on the host, an empty module when the files do not name its tensors as it does."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(_cut(config, (number,)), trust_remote_code=trust_remote_code)
-    layer: nn.Module = model.get_decoder().layers[0]
+    layer = _bare_layer(config, number, trust_remote_code)
     names = set(layer.state_dict())
     found = {}
     for path in files:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,7 +12,14 @@ import torch
 from huggingface_hub import errors as hub
 from huggingface_hub import is_offline_mode, try_to_load_from_cache
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from deepspec.distributed import World, of_environment
@@ -26,6 +33,11 @@ if TYPE_CHECKING:
     from deepspec.config import TargetConfig
 
 Loaded = TypeVar("Loaded")
+#: From names in a multimodal checkpoint to those of its text model alone.
+_TEXT_NAMES = {
+    r"^language_model\.lm_head": "lm_head",
+    r"^(?:model\.)?language_model\.(?:model\.)?(?!lm_head)": "model.",
+}
 _LOAD_ERRORS = (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, SafetensorError)
 
 
@@ -58,7 +70,11 @@ class ModelSource:
             TargetError: not there, offline, gated, wrong revision, or unreadable.
             ResourceError: it does not fit into memory.
         """
-        return self.attempt(lambda: read_model(self.place, dtype, self.options))
+        return self.attempt(lambda: read_model(self.place, self.config(), dtype, self.options))
+
+    def config(self) -> Any:
+        """The text model's configuration, also of one that sees or hears; errors are transformers' own."""
+        return _text_config(AutoConfig.from_pretrained(self.place, **self.options))
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Its tokenizer; raises TargetError."""
@@ -206,26 +222,42 @@ def target_dtype(name: str, device: torch.device) -> torch.dtype | str:
     return torch.float32 if device.type == "cpu" else "auto"
 
 
-@contextmanager
-def without_notices() -> Iterator[None]:
-    """Keep transformers' own notices, which would stand beside our one line, off the terminal."""
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
+def read_model(source: str, config: Any, dtype: torch.dtype | str, options: dict[str, Any]) -> Any:
+    """The model at ``source``, read from safetensors alone; errors are transformers' own.
 
-
-def read_model(source: str, dtype: torch.dtype | str, options: dict[str, Any]) -> Any:
-    """The model at ``source``, read from safetensors alone; errors are transformers' own."""
+    Raises ValueError where the files lack weights, which transformers would fill with random numbers.
+    """
+    is_text = config.get_text_config() is config
     quiet = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            key_mapping=_TEXT_NAMES if is_text else None,
+            **options,
+        )
     finally:
         if quiet:
             transformers_logging.enable_progress_bar()
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"its files lack {len(missing)} of its weights, {missing[0]} for one")
+    return model
+
+
+def _text_config(whole: Any) -> Any:
+    """The part of a multimodal configuration that is a causal language model's; else the whole of it."""
+    text = whole.get_text_config()
+    if text is whole or type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return whole
+    text = deepcopy(text)
+    text.tie_word_embeddings = whole.tie_word_embeddings  # this one counts
+    if (quantized := getattr(whole, "quantization_config", None)) is not None:
+        text.quantization_config = quantized
+    return text
 
 
 def _folder_reason(error: BaseException, name: str) -> str | None:

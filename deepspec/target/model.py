@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from deepspec.errors import ConfigError, TargetError
 from deepspec.interfaces import TargetInfo
 from deepspec.target.decoder import PackedDecoder
+from deepspec.target.describe import describe, widest_layer
 from deepspec.target.packed import KVSlots
 from deepspec.target.sharding import whole_layer
 from deepspec.types import Features, Span, TokenBatch
@@ -129,65 +130,32 @@ def make_target(
     *,
     name: str = "in-memory",
     revision: str | None = None,
+    whole: tuple[Any, nn.Module] | None = None,
 ) -> Target:
     """Freeze a loaded model as a target.
 
+    Args:
+        whole: of a model without its layers, the text model's configuration with them and its layer number
+            :func:`~deepspec.target.describe.widest_layer`, which needs no weights.
+
     Raises:
-        TargetError: a decoder whose layers keep another state than keys and values, or whose logits are
-            more than a LM head and a soft-cap.
+        TargetError: a decoder with layers of an unsupported kind, or whose logits are more than a LM head
+            and a soft-cap.
     """
     model.eval().requires_grad_(False)
     decoder = PackedDecoder(model, name=name)
     decoder.check_readout()
+    config = decoder.config
+    config, layer = whole or (config, model.get_decoder().layers[widest_layer(config)])
     return Target(
         decoder=decoder,
-        info=_describe(decoder, tokenizer),
+        info=describe(decoder, tokenizer, config, layer),
         tokenizer=tokenizer,
         name=name,
         revision=revision,
         fingerprint=fingerprint(model),
         stop_token_ids=_stop_tokens(model, tokenizer),
     )
-
-
-def _describe(decoder: PackedDecoder, tokenizer: PreTrainedTokenizerBase | None) -> TargetInfo:
-    config = decoder.config
-    heads = config.num_attention_heads
-    return TargetInfo(
-        hidden_size=config.hidden_size,
-        vocab_size=config.vocab_size,
-        num_layers=config.num_hidden_layers,
-        num_heads=heads,
-        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        intermediate_size=config.intermediate_size,
-        rms_norm_eps=getattr(config, "rms_norm_eps", 1e-6),
-        rope_theta=_rope_theta(config),
-        max_positions=config.max_position_embeddings,
-        mask_token_id=_mask_token(config.vocab_size, tokenizer),
-        embedding=decoder.embedding,
-        embedding_scale=float(getattr(decoder.model.get_input_embeddings(), "embed_scale", 1.0)),
-        lm_head=decoder.lm_head,
-        final_softcap=decoder.softcap,
-        vocabulary=None if tokenizer is None else tokenizer.get_vocab,
-    )
-
-
-def _rope_theta(config: Any) -> float:
-    parameters = getattr(config, "rope_parameters", None) or {}
-    for candidate in (parameters, parameters.get("full_attention", {})):
-        if "rope_theta" in candidate:
-            return float(candidate["rope_theta"])
-    return float(getattr(config, "rope_theta", None) or 10_000.0)
-
-
-def _mask_token(vocab_size: int, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
-    """The tokenizer's mask token, else the first id past its vocabulary when the embedding is padded."""
-    if tokenizer is None:
-        return None
-    if tokenizer.mask_token_id is not None:
-        return int(tokenizer.mask_token_id)
-    return len(tokenizer) if len(tokenizer) < vocab_size else None
 
 
 def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 from deepspec.nn import additive_mask
+from deepspec.target.recurrent import RecurrentSlots, Wave
 from deepspec.types import Span, as_range
 
 ATTENTION_NAME = "deepspec_packed"
@@ -41,22 +42,26 @@ class KVSlots(Cache):  # type: ignore[misc]  # transformers is not typed
     """Keys and values of ``num_slots`` requests, ``[slots, positions, kv heads, head size]`` a layer.
 
     ``update`` writes the step's rows at ``index`` (set by the target before each forward); layers are
-    allocated at their first write because head sizes may differ between them.
+    allocated at their first write because head sizes may differ between them, and keys' and values' too.
+    Layers that keep neither have their states in ``recurrent``.
     """
 
     is_compileable = False
 
-    def __init__(self, num_slots: int, max_positions: int) -> None:
+    def __init__(self, num_slots: int, max_positions: int, name: str = "the model") -> None:
         self.layers: list[Any] = []
         self.num_slots, self.max_positions = num_slots, max_positions
         self.index = torch.zeros(0, dtype=torch.int64)
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
+        self.recurrent = RecurrentSlots(num_slots, name)
+        self._writers: dict[int, int] = {}  # layers by the id of the keys that they wrote last
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Scatter ``[1, kv heads, T, d]`` into the slots; attention reads them back from there."""
+        self._writers[id(key_states)] = layer_idx
         for store, new in ((self.keys, key_states), (self.values, value_states)):
             if layer_idx not in store:
                 store[layer_idx] = new.new_zeros(
@@ -66,6 +71,10 @@ class KVSlots(Cache):  # type: ignore[misc]  # transformers is not typed
                 0, self.index, new[0].transpose(0, 1)
             )
         return key_states, value_states
+
+    def layer_of(self, layer: int, key: Tensor) -> int:
+        """Whose keys and values a layer reads: its own, or those of the earlier one that gave it ``key``."""
+        return layer if layer in self.keys else self._writers[id(key)]
 
     def read(self, layer: int, slots: slice | Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Keys and values ``[n, kv heads, length, d]`` of some slots; a view when the slots are a range."""
@@ -98,16 +107,30 @@ class Group:
     real: tuple[Tensor, Tensor] | None
     causal: bool
 
+    def take(self, packed: Tensor) -> Tensor:
+        """The group's ``[n, Q, ...]`` of packed rows ``[T, ...]``."""
+        rows = packed[self.rows]
+        return rows.unflatten(0, (self.num_spans, self.num_queries)) if isinstance(self.rows, slice) else rows
+
 
 class PackedPlan:
-    """One step's groups, where its keys live, and its masks (made once for each window size)."""
+    """One step's groups, where its keys live, and its masks (made once for each window size).
+
+    ``waves`` is what recurrent layers do in it.
+    """
 
     def __init__(
-        self, groups: tuple[Group, ...], cache: KVSlots | None, num_rows: int, device: torch.device
+        self,
+        groups: tuple[Group, ...],
+        cache: KVSlots | None,
+        num_rows: int,
+        device: torch.device,
+        waves: tuple[Wave, ...],
     ) -> None:
         self._device = device
         self.groups = groups
         self.cache = cache
+        self.waves = waves
         self.num_rows = num_rows
         self._masks: dict[tuple[int, int | None, int, torch.dtype], Tensor | None] = {}
 
@@ -119,8 +142,19 @@ class PackedPlan:
         return self._masks[key]
 
 
-def plan_step(spans: Sequence[Span], device: torch.device, cache: KVSlots | None) -> PackedPlan:
-    """Group the step's spans; ``spans`` lie one after the other in the packed row."""
+def plan_step(
+    spans: Sequence[Span],
+    device: torch.device,
+    cache: KVSlots | None,
+    *,
+    is_recurrent: bool = False,
+    is_settled: bool = True,
+) -> PackedPlan:
+    """Group the step's spans; ``spans`` lie one after the other in the packed row.
+
+    Args:
+        is_recurrent: whether some layers keep a recurrent state. is_settled: see :class:`RecurrentSlots`.
+    """
     offsets = []
     total = 0
     for span in spans:
@@ -136,7 +170,10 @@ def plan_step(spans: Sequence[Span], device: torch.device, cache: KVSlots | None
     groups = tuple(
         _make_group([(spans[i], offsets[i]) for i in members], device) for members in buckets.values()
     )
-    return PackedPlan(groups, cache, total, device)
+    waves: tuple[Wave, ...] = ()
+    if is_recurrent and cache is not None:
+        waves = cache.recurrent.plan(spans, device, is_settled=is_settled)
+    return PackedPlan(groups, cache, total, device, waves)
 
 
 def _make_group(members: list[tuple[Span, int]], device: torch.device) -> Group:
@@ -205,12 +242,16 @@ def packed_attention(
     if packed is None:
         raise ValueError(f"attention {ATTENTION_NAME!r} needs the step's plan; call the model through Target")
     sinks = getattr(module, "sinks", None)
+    expand = getattr(module, "expand_kv", None)  # of latents, which are what is cached
     results = []
     for number, group in enumerate(packed.groups):
         if packed.cache is None:
             keys, values = _grouped(key, group), _grouped(value, group)
         else:
-            keys, values = packed.cache.read(_layer_index(module), group.slots, group.num_keys)
+            layer = packed.cache.layer_of(_layer_index(module), key)
+            keys, values = packed.cache.read(layer, group.slots, group.num_keys)
+            if expand is not None:
+                keys, values = expand(keys, values)
         queries = _grouped(query, group)
         repeats = query.shape[1] // keys.shape[1]
         if softcap is None and sinks is None and group.causal and _window_is_wide(group, sliding_window):

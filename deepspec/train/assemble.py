@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from deepspec.nn import RMSNorm
 from deepspec.resources import memory
 from deepspec.target import Target
 
@@ -80,18 +81,23 @@ def copy_target_layers(drafter: nn.Module, target: Target) -> int:
     for match in matches.values():
         depths[match.group(1)] = max(depths.get(match.group(1), 0), 1 + int(match.group(2)))
     layer = functools.cache(target.layer)
-    pairs = []
+    pairs: list[tuple[str, Tensor | None]] = []
     for name, match in matches.items():
         number = target.info.num_layers - depths[match.group(1)] + int(match.group(2))
         source = _start_value(layer(number), match.group(3)) if number >= 0 else None
-        pairs.append((own[name], source))
-    if any(source is None or source.shape != tensor.shape for tensor, source in pairs):
+        pairs.append((name, source))
+    if any(source is None or source.shape != own[name].shape for name, source in pairs):
         return 0
     final = _start_value(target.model.get_decoder(), "norm.weight")
-    norms = [own[name] for prefix in depths if (name := f"{prefix}norm.weight") in own]
-    pairs += [(norm, final) for norm in norms if final is not None and final.shape == norm.shape]
-    for tensor, source in pairs:
-        tensor.copy_(source)
+    norms = [name for prefix in depths if (name := f"{prefix}norm.weight") in own]
+    pairs += [(name, final) for name in norms if final is not None and final.shape == own[name].shape]
+    for name, source in pairs:
+        assert source is not None
+        owner = drafter.get_submodule(name.rpartition(".")[0])
+        if isinstance(owner, RMSNorm):
+            owner.multiply_by_(source)
+        else:
+            own[name].copy_(source)
     return len(pairs)
 
 

@@ -19,8 +19,8 @@ from deepspec.errors import ConfigError
 from deepspec.interfaces import BuildContext, Drafter, PartConfig, Readout, TokenId
 from deepspec.nn import (
     AnchorGrid,
-    Attention,
     DecoderLayer,
+    LayerConfig,
     RMSNorm,
     RotaryTable,
     SlotStore,
@@ -99,23 +99,21 @@ class DFlashDrafter(Drafter[BlockState]):
         self.mask_token_id = _mask_token(config, context)
         self.num_idle = 0 if config.sample_from_anchor else 1  # slots that predict nothing, the first ones
         self.width = self.num_idle + context.draft_length
-        size, eps = info.hidden_size, info.rms_norm_eps
-        heads, kv_heads = config.num_heads or info.num_heads, config.num_kv_heads or info.num_kv_heads
+        layer = LayerConfig.of(
+            info,
+            intermediate_size=config.intermediate_size,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+        )
+        self._rope = layer.rope
+        size, eps, unit_offset = info.hidden_size, info.rms_norm_eps, layer.traits.unit_offset
         self.fc = nn.Linear(len(self._target_layers) * size, size, bias=False)
         pass_through_(self.fc.weight)
-        self.hidden_norm = RMSNorm(size, eps)
-        layers = [
-            DecoderLayer(
-                size,
-                config.intermediate_size or info.intermediate_size,
-                Attention(size, heads, kv_heads, info.head_dim, eps),
-                eps,
-            )
-            for _ in range(config.num_layers or draft_depth(info.num_layers))
-        ]
+        self.hidden_norm = RMSNorm(size, eps, unit_offset=unit_offset)
+        layers = [DecoderLayer(layer) for _ in range(config.num_layers or draft_depth(info.num_layers))]
         self.layers = nn.ModuleList(layers)
         self._layers = tuple(layers)
-        self.norm = RMSNorm(size, eps)
+        self.norm = RMSNorm(size, eps, unit_offset=unit_offset)
         self.slots: list[SlotStore] = []
 
     @property
@@ -138,7 +136,7 @@ class DFlashDrafter(Drafter[BlockState]):
         shape = (2, attention.num_kv_heads, attention.head_dim)  # keys and values
         room = max_positions + self.width  # a block lies behind the committed tokens
         self.slots = [SlotStore(num_slots, room, shape, dtype=dtype, device=device) for _ in self._layers]
-        self._table = RotaryTable(room, attention.head_dim, self.info.rope_theta, dtype=dtype, device=device)
+        self._table = RotaryTable(room, self._rope, dtype=dtype, device=device)
 
     def extend(self, extension: Extension) -> None:
         injected = self._inject(extension.features.tapped)
@@ -176,14 +174,13 @@ class DFlashDrafter(Drafter[BlockState]):
     def block(self, batch: TokenBatch, features: Features, anchors: AnchorBlocks) -> Tensor:
         grid = AnchorGrid.of(anchors, len(batch.tokens))
         injected = self._inject(features.tapped)
-        head_dim, theta = self.info.head_dim, self.info.rope_theta
-        context_table = rotary_table(batch.positions, head_dim, theta, injected.dtype)
+        context_table = rotary_table(batch.positions, self._rope, injected.dtype)
         x = self._block_input(batch.tokens[anchors.rows, anchors.columns])
         steps = torch.arange(self.width, device=x.device)
         positions = batch.positions[anchors.rows, anchors.columns][:, None] + steps
         x, positions = grid.scatter(x).flatten(1, 2), grid.scatter(positions).flatten(1, 2)
         mask = attention_mask(self._seen(batch, grid), self._layers[0].self_attn.heads_per_kv, x.dtype)
-        table = rotary_table(positions, head_dim, theta, x.dtype)
+        table = rotary_table(positions, self._rope, x.dtype)
         for layer in self._layers:
             context = layer.self_attn.keys_values(injected, context_table)
 

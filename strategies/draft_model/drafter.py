@@ -122,7 +122,7 @@ class DraftModel(Drafter[Unrolled]):
     def step(self, state: Unrolled, k: int, previous: Tensor) -> Tensor:
         if k > 0:
             spans = [Span(span.slot, span.start + k, 1) for span in state.spans]
-            state.hidden = self._forward(previous, spans)
+            state.hidden = self._forward(previous, spans, is_settled=False)
         return state.hidden
 
     def block(self, batch: TokenBatch, features: Features, anchors: AnchorBlocks) -> Tensor:
@@ -135,8 +135,9 @@ class DraftModel(Drafter[Unrolled]):
     def release(self, slot: int) -> None:
         """Nothing to do: a slot's next request overwrites it."""
 
-    def _forward(self, tokens: Tensor, spans: Sequence[Span]) -> Tensor:
-        hidden: Tensor = self.decoder(self._known(tokens), spans, self.cache).last_hidden
+    def _forward(self, tokens: Tensor, spans: Sequence[Span], *, is_settled: bool = True) -> Tensor:
+        known = self._known(tokens)
+        hidden: Tensor = self.decoder(known, spans, self.cache, is_settled=is_settled).last_hidden
         return hidden
 
     def _known(self, tokens: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from deepspec.errors import ConfigError
 from deepspec.interfaces import TargetInfo
-from deepspec.target import ModelSource, PackedDecoder, without_notices
+from deepspec.target import ModelSource, PackedDecoder
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +47,8 @@ def named_model(name: str, revision: str | None, info: TargetInfo) -> PackedDeco
 
 def configured_model(architecture: Mapping[str, Any]) -> PackedDecoder:
     """A model with new weights, by its configuration as transformers writes it; raises ConfigError."""
-    values = dict(architecture)
     try:
-        with without_notices():
-            config = AutoConfig.for_model(values.pop("model_type", None), **values)
-            model = AutoModelForCausalLM.from_config(config)
-        decoder = PackedDecoder(model, name="drafter.architecture")
+        decoder = PackedDecoder.configured(architecture, name="drafter.architecture")
         decoder.check_readout()  # sizes that do not fit each other show in a forward alone
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise ConfigError(
@@ -78,7 +74,7 @@ def small_model(info: TargetInfo, num_layers: int) -> PackedDecoder:
         head_dim=info.head_dim,
         max_position_embeddings=info.max_positions,
         rms_norm_eps=info.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": info.rope_theta},
+        rope_parameters={"rope_type": "default", "rope_theta": info.rope.theta},
         tie_word_embeddings=False,
     )
     model: PreTrainedModel = Qwen3ForCausalLM(config)

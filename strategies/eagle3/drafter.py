@@ -16,9 +16,9 @@ from torch.nn.functional import embedding
 
 from deepspec.interfaces import BuildContext, Drafter, PartConfig, Readout, TokenCount
 from deepspec.nn import (
-    Attention,
     DecoderLayer,
     DraftVocabulary,
+    LayerConfig,
     RMSNorm,
     Unroll,
     UnrolledRound,
@@ -57,9 +57,9 @@ def spread_layers(num_layers: int) -> tuple[int, ...]:
 class FusingLayer(DecoderLayer):
     """The first layer, whose attention is twice as wide inwards."""
 
-    def __init__(self, size: int, intermediate_size: int, attention: Attention, eps: float) -> None:
-        super().__init__(size, intermediate_size, attention, eps)
-        self.hidden_norm = RMSNorm(size, eps)
+    def __init__(self, config: LayerConfig) -> None:
+        super().__init__(config, in_size=2 * config.hidden_size)
+        self.hidden_norm = RMSNorm(config.hidden_size, config.eps, unit_offset=config.traits.unit_offset)
 
     def fused(self, embedded: Tensor, hidden: Tensor) -> Tensor:
         """[norm(embedding) ; norm(feature)]: twice ``[..., H]`` to ``[..., 2H]``."""
@@ -79,26 +79,24 @@ class Eagle3Drafter(Drafter[UnrolledRound]):
         info = context.target
         self.info = info
         self._target_layers = config.target_layers or spread_layers(info.num_layers)
-        size, eps = info.hidden_size, info.rms_norm_eps
-        self.fc = nn.Linear(len(self._target_layers) * size, size, bias=False)
+        layer = LayerConfig.of(
+            info,
+            intermediate_size=config.intermediate_size,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+        )
+        self.fc = nn.Linear(len(self._target_layers) * info.hidden_size, info.hidden_size, bias=False)
         pass_through_(self.fc.weight)
-
-        def attention(in_size: int) -> Attention:
-            heads, kv_heads = config.num_heads or info.num_heads, config.num_kv_heads or info.num_kv_heads
-            return Attention(size, heads, kv_heads, info.head_dim, eps, in_size=in_size)
-
-        width = config.intermediate_size or info.intermediate_size
-        first = FusingLayer(size, width, attention(2 * size), eps)
-        more = [DecoderLayer(size, width, attention(size), eps) for _ in range(config.num_layers - 1)]
+        first = FusingLayer(layer)
+        more = [DecoderLayer(layer) for _ in range(config.num_layers - 1)]
         self.layers = nn.ModuleList([first, *more])
-        self.norm = RMSNorm(size, eps)
+        self.norm = RMSNorm(info.hidden_size, info.rms_norm_eps, unit_offset=layer.traits.unit_offset)
         self._fused = first.fused
         self.vocabulary = DraftVocabulary(info, config.draft_vocab_size)
         self._unroll = Unroll(
             enter=self._enter,
             layers=(first, *more),
             norm=self.norm,
-            theta=info.rope_theta,
             feeds_back_normed=False,
         )
 

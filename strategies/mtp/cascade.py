@@ -46,7 +46,7 @@ class Cascade:
         attention = self.modules[0].layers[0].self_attn
         mask = attention_mask(causal(batch), attention.heads_per_kv, features.dtype)
         following = batch.tokens.roll(-1, dims=1)
-        table = rotary_table(batch.positions, attention.rotary_dim, self.modules[0].theta, features.dtype)
+        table = rotary_table(batch.positions, self.modules[0].rope, features.dtype)
         is_first = (batch.positions == 0)[..., None]
 
         def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class CascadeSlots:
         ]
         sizes = (len(self._modules) - 1, num_slots, len(first.norm.weight))
         self._carried = torch.zeros(sizes, dtype=dtype, device=device)
-        self._table = RotaryTable(num_rows, attention.rotary_dim, first.theta, dtype=dtype, device=device)
+        self._table = RotaryTable(num_rows, first.rope, dtype=dtype, device=device)
 
     def extend(self, extension: Extension, features: Tensor) -> None:
         """Take in committed rows with their features ``[T, H]``; each module redoes its drafted rows."""

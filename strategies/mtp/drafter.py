@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from deepspec.interfaces import BuildContext, Drafter, PartConfig, Readout, TokenCount
-from deepspec.nn import Attention, DecoderLayer, DraftVocabulary, Unroll, UnrolledRound, UnrolledSlots
+from deepspec.nn import DecoderLayer, DraftVocabulary, LayerConfig, Unroll, UnrolledRound, UnrolledSlots
 from deepspec.types import AnchorBlocks, Anchors, Extension, Features, TokenBatch
 
 from .cascade import Cascade, CascadeRound, CascadeSlots
@@ -48,9 +48,6 @@ class MTPConfig(PartConfig):
     num_kv_heads: int | None = Field(default=None, ge=1, description="key/value heads")
     qk_norm: bool = Field(default=True, description="whether queries and keys are normed")
     attention_gate: bool = Field(default=False, description="whether each head's output is gated")
-    rotary_dim: int | None = Field(
-        default=None, ge=2, multiple_of=2, description="numbers of a head that are rotated; null is all"
-    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> MTPConfig:
@@ -60,7 +57,6 @@ class MTPConfig(PartConfig):
             "num_kv_heads",
             "qk_norm",
             "attention_gate",
-            "rotary_dim",
         }
         if self.native_weights is not None and own:
             raise ValueError(f"native_weights come with their own {', '.join(sorted(own))}; leave that out")
@@ -86,6 +82,7 @@ class MTPDrafter(Drafter[UnrolledRound | CascadeRound]):
         number = 1 if config.modules == 1 else context.draft_length
         modules = [MTPModule(self.info, self._layer()) for _ in range(number)]
         if native is not None:
+            native.check_positions(self.info.rope.width)
             for module in modules:
                 module.load(native.weights)
         self.vocabulary = DraftVocabulary(self.info, config.draft_vocab_size)
@@ -95,7 +92,6 @@ class MTPDrafter(Drafter[UnrolledRound | CascadeRound]):
                 enter=module.enter,
                 layers=module.layer,
                 norm=module.norm,
-                theta=self.info.rope_theta,
                 feeds_back_normed=config.feed_back != "pre_norm",
             )
             for module in modules
@@ -151,15 +147,12 @@ class MTPDrafter(Drafter[UnrolledRound | CascadeRound]):
 
     def _layer(self) -> DecoderLayer:
         info, config = self.info, self._built
-        attention = Attention(
-            info.hidden_size,
-            config.num_heads or info.num_heads,
-            config.num_kv_heads or info.num_kv_heads,
-            info.head_dim,
-            info.rms_norm_eps,
+        layer = LayerConfig.of(
+            info,
+            intermediate_size=config.intermediate_size,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
             qk_norm=config.qk_norm,
-            rotary_dim=config.rotary_dim,
             gated=config.attention_gate,
         )
-        width = config.intermediate_size or info.intermediate_size
-        return DecoderLayer(info.hidden_size, width, attention, info.rms_norm_eps)
+        return DecoderLayer(layer)

@@ -21,15 +21,14 @@ class MTPModule(nn.Module):
 
     def __init__(self, info: TargetInfo, layer: DecoderLayer) -> None:
         super().__init__()
-        size, eps = info.hidden_size, info.rms_norm_eps
+        size = info.hidden_size
         self.info = info
-        self.token_layernorm = RMSNorm(size, eps)
-        self.hidden_layernorm = RMSNorm(size, eps)
+        self.token_layernorm, self.hidden_layernorm = _norm(info), _norm(info)
         self.input_proj = nn.Linear(2 * size, size, bias=False)
         pass_through_(self.input_proj.weight)
         self.layers = nn.ModuleList([layer])
         self.layer = (layer,)
-        self.norm = RMSNorm(size, eps)
+        self.norm = _norm(info)
 
     def enter(self, tokens: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """h' ``[..., H]`` of tokens ``[...]`` and states ``[..., H]``, and what attention reads of it."""
@@ -48,3 +47,10 @@ class MTPModule(nn.Module):
                     f"needs {list(own.shape)}; give the weights that were released with the target"
                 )
             own.copy_(weights[name])
+        for name, norm in self.named_modules():
+            if isinstance(norm, RMSNorm):
+                norm.multiply_by_(weights[f"{name}.weight"])
+
+
+def _norm(info: TargetInfo) -> RMSNorm:
+    return RMSNorm(info.hidden_size, info.rms_norm_eps, unit_offset=info.traits.unit_offset)

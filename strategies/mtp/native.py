@@ -56,10 +56,20 @@ class NativeModule:
         options: of the MTP drafter that holds it.
         weights: by the names of :class:`~deepspec_strategies.mtp.module.MTPModule`; norms as what they
             multiply by.
+        rotary_width: how many numbers of a head are rotated.
     """
 
     options: dict[str, Any]
     weights: dict[str, Tensor]
+    rotary_width: int
+
+    def check_positions(self, width: int) -> None:
+        """Refuse a module whose heads are not rotated as the target's, which gives the positions."""
+        if self.rotary_width != width:
+            raise ConfigError(
+                f"drafter.native_weights: {self.rotary_width} numbers of a head are rotated, {width} in this "
+                "target; give the weights that were released with the target"
+            )
 
 
 def read_native(name: str) -> NativeModule:
@@ -95,11 +105,13 @@ def read_native(name: str) -> NativeModule:
     options = source.attempt(lambda: _options(config, weights))
     # GLM has DeepSeek's names, and hands on what its shared head reads.
     is_normed = is_qwen or str(config.get("model_type", "")).startswith("glm")
-    return NativeModule({**options, "feed_back": "post_norm" if is_normed else "pre_norm"}, weights)
+    rotary_width = options.pop("rotary_width")
+    feed_back = "post_norm" if is_normed else "pre_norm"
+    return NativeModule({**options, "feed_back": feed_back}, weights, rotary_width)
 
 
 def _options(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The layer's sizes and kind; raises KeyError and ValueError for a configuration without them."""
+    """The layer's options and ``rotary_width``; raises KeyError, ValueError where one is missing."""
     if (activation := config.get("hidden_act", "silu")) != "silu":
         raise ValueError(f"its MLP has the activation {activation!r}, ours silu")
     heads = config["num_attention_heads"]
@@ -112,7 +124,7 @@ def _options(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[s
         "num_kv_heads": config.get("num_key_value_heads") or heads,
         "qk_norm": "layers.0.self_attn.q_norm.weight" in weights,
         "attention_gate": len(weights["layers.0.self_attn.q_proj.weight"]) == 2 * heads * head_dim,
-        "rotary_dim": int(head_dim * share),
+        "rotary_width": int(head_dim * share),
     }
 
 

@@ -83,7 +83,7 @@ def true_blocks(rows: list[int], columns: list[int]) -> AnchorBlocks:
 
 
 @pytest.mark.parametrize("vocab", [VOCAB, VOCAB - 30, VOCAB + 30], ids=["equal", "shorter", "longer"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "qwen3_5"])
 @torch.no_grad()
 def test_block_equals_steps_after_ragged_chunks_refusals_and_a_preemption(
     target: Target, family: str, vocab: int
@@ -250,8 +250,8 @@ def test_what_cannot_be_had_is_one_line(folder: Path, text: Path, tmp_path: Path
 
 def test_layers_that_keep_another_state_are_refused(folder: Path) -> None:
     target = make_target(make("qwen3"))
-    other = architecture(layer_types=["linear_attention", "full_attention"])
-    with pytest.raises(TargetError, match="has linear_attention layers; supported are full and sliding"):
+    other = architecture(layer_types=["chunked_attention", "full_attention"])
+    with pytest.raises(TargetError, match="has chunked_attention layers of a kind that is not supported"):
         build(target, architecture=other)
 
 

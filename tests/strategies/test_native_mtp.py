@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import (
 
 from deepspec.engine import Engine, SamplingParams
 from deepspec.errors import ConfigError, TargetError
+from deepspec.interfaces import LayerTraits, Rope
 from deepspec.strategy import Parts, Strategy
 from deepspec.target import Target
 from tests.strategies.stepping import blocks, packed_batch, stepped
@@ -166,6 +168,10 @@ def target() -> Target:
 
 
 def _parts(target: Target, folder: Path, **options: object) -> Parts:
+    config = folder / "config.json"
+    if config.exists() and "linear_num_key_heads" in config.read_text():  # the family's positions and norms
+        family = {"rope": Rope.plain(1e4, 4), "traits": LayerTraits(unit_offset=True)}
+        target = replace(target, info=replace(target.info, **family))
     chosen = Strategy.named("mtp").replace(draft_length=G, drafter={"native_weights": str(folder), **options})
     parts = chosen.build(target.info)
     parts.modules().double().eval()

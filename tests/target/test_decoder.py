@@ -24,7 +24,7 @@ def _text() -> TokenBatch:
     return TokenBatch(tokens, segments, positions, segments >= 0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "qwen3_5"])
 def test_gradients_of_training_text_are_the_plain_models(family: str) -> None:
     model, batch = make(family).requires_grad_(), _text()
     plain = copy.deepcopy(model)
@@ -72,9 +72,10 @@ def test_a_target_runs_through_the_same_code() -> None:
 
 def test_layers_with_another_state_are_refused_by_name() -> None:
     model = make("qwen3")
-    model.config.layer_types = ["linear_attention", *model.config.layer_types[1:]]
-    with pytest.raises(TargetError, match="tiny has linear_attention layers; supported are full and sliding"):
-        PackedDecoder(model, name="tiny")
+    for kind in ("linear_attention", "chunked_attention"):  # the former without a mixer that we could drive
+        model.config.layer_types = [kind, *model.config.layer_types[1:]]
+        with pytest.raises(TargetError, match=f"tiny has {kind} layers of a kind that is not supported"):
+            PackedDecoder(model, name="tiny")
 
 
 def test_logits_that_are_more_than_an_lm_head_are_refused() -> None:

@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 
+from deepspec.errors import ConfigError
 from deepspec.target import make_target
 from tests.tiny_models import make
 from tests.tiny_tokenizer import tokenizer
@@ -38,3 +39,8 @@ def test_drafters_may_read_the_targets_vocabulary() -> None:
     assert vocabulary is not None
     assert vocabulary()["<end>"] == 256
     assert make_target(model).info.vocabulary is None
+
+
+def test_the_last_layer_cannot_be_tapped() -> None:
+    with pytest.raises(ConfigError, match="never the last"):
+        make_target(make("qwen3")).check_layers((3,))

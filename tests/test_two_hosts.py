@@ -63,8 +63,7 @@ def hosts() -> Iterator[tuple[str, str]]:
         yield names
 
 
-@pytest.mark.thorough
-def test_two_hosts_train_one_run(hosts, tmp_path):
+def train_on_both(hosts: tuple[str, str], tmp_path: Path) -> None:
     save_target(tmp_path / "target", dtype=torch.float64)
     save_text(tmp_path / "text.jsonl")
     (tmp_path / "run.json").write_text(settings(tmp_path).model_dump_json())
@@ -88,3 +87,10 @@ def test_two_hosts_train_one_run(hosts, tmp_path):
     assert checkpoint_path(tmp_path / "run", 6).is_dir()
     start = json.loads((tmp_path / "run" / "starts.jsonl").read_text())
     assert start["num_processes"] == 2
+
+
+if os.environ.get("DEEPSPEC_THOROUGH") == "1":  # a quarter of a minute, which quick runs do without
+
+    @pytest.mark.thorough
+    def test_two_hosts_train_one_run(hosts, tmp_path):
+        train_on_both(hosts, tmp_path)

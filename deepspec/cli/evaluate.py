@@ -79,16 +79,18 @@ def evaluate(
     from deepspec.cli.results import result_table
     from deepspec.distributed import join
 
-    given = given_settings(
-        tasks,
-        task_file,
-        temperature=temperature,
-        batch=batch,
-        num_prompts=num_prompts,
-        max_tokens=max_tokens,
-        seed=seed,
-    )
     world = join()
+    given = world.together(
+        lambda: given_settings(
+            tasks,
+            task_file,
+            temperature=temperature,
+            batch=batch,
+            num_prompts=num_prompts,
+            max_tokens=max_tokens,
+            seed=seed,
+        )
+    )
     loaded = world.together(
         lambda: open_subject(
             run,

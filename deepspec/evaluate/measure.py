@@ -81,7 +81,9 @@ def evaluate(
     loaded = world.together(lambda: opened(run, target=target))
     settings = config or loaded.config.eval
     model, parts = loaded.target, for_decoding(loaded.parts, loaded.target)
-    other = None if against_verifier is None else redecoded(parts, verifier=against_verifier)
+    other = None
+    if against_verifier is not None:
+        other = world.together(lambda: redecoded(parts, verifier=against_verifier))
 
     def find() -> dict[str, Prompts]:
         _check_world(world, model, trace, timeline)

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from deepspec.distributed import World, of_environment
+from deepspec.distributed import ALONE, World, join, of_environment
 from deepspec.errors import ConfigError, TargetError
 from deepspec.paths import DEMO, asset
 from deepspec.resources import memory
@@ -151,16 +151,18 @@ def load_target(config: TargetConfig, *, device: str | None = None) -> Target:
     """
     place = resolve_device(config.device or device)
     source = target_source(config)
-    model = source.load_model(target_dtype(config.dtype, place))
-    tokenizer = source.load_tokenizer()
-    is_sharded = config.parallel == "fsdp" and not of_environment().is_alone
+    world = join() if config.parallel == "fsdp" else ALONE
 
-    def make() -> Target:
-        here = model if is_sharded else model.to(place)
-        target = make_target(here, tokenizer, name=config.name, revision=source.commit)
-        return shard_target(target, place) if is_sharded else target
+    def load() -> Target:
+        model = source.load_model(target_dtype(config.dtype, place))
+        tokenizer = source.load_tokenizer()
+        first = place if world.is_alone else torch.device("cpu")
+        return source.attempt(
+            lambda: make_target(model.to(first), tokenizer, name=config.name, revision=source.commit)
+        )
 
-    return source.attempt(make)
+    target = world.together(load)
+    return target if world.is_alone else source.attempt(lambda: shard_target(target, place))
 
 
 def load_tokenizer(config: TargetConfig) -> PreTrainedTokenizerBase:

@@ -126,7 +126,9 @@ def prepare(
     """Load and check everything, then make the folder (or read the state to go on from)."""
     checkpoint = world.from_main(lambda: _newest(folder)) if resume else None
     begun = None if checkpoint is None else Path(checkpoint)
-    built = build(config, begun, check_tasks=check_tasks, manager=manager, world=world)
+    built = world.together(
+        lambda: build(config, begun, check_tasks=check_tasks, manager=manager, world=world)
+    )
     if resume:
         first_step, cost = _resumed(folder, begun, built.trainer)
     else:
@@ -281,17 +283,23 @@ def _resumed(folder: Path, checkpoint: Path | None, trainer: Trainer) -> tuple[i
     if checkpoint is None:
         trainer.begin()
     else:
-        state = read_state(checkpoint)
+        state, moments = trainer.world.together(lambda: _read(checkpoint, folder, trainer))
         step, cost = int(state["step"]), TrainingCost.of_state(state)
-        check_target(state, trainer.target, folder)
-        read_weights(checkpoint, trainer.parts)
         trainer.begin()
-        trainer.optimizer.load_state_tensors(read_optimizer(checkpoint))
+        trainer.optimizer.load_state_tensors(moments)
     if trainer.world.is_main:
         remove_partial(folder)
         _cut_log(folder / "log.jsonl", step)
     logger.info("going on after step %d of %s", step, folder)
     return step, cost
+
+
+def _read(checkpoint: Path, folder: Path, trainer: Trainer) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """A checkpoint's state and moments; its weights are loaded."""
+    state = read_state(checkpoint)
+    check_target(state, trainer.target, folder)
+    read_weights(checkpoint, trainer.parts)
+    return state, read_optimizer(checkpoint)
 
 
 def _cut_log(path: Path, step: int) -> None:

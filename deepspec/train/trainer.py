@@ -170,14 +170,15 @@ class Trainer:
 
     def decoding_parts(self, manager: pluggy.PluginManager | None = None) -> Parts:
         """The parts as the engine wants them, whole in every process."""
-        parts = self.parts
-        if self.is_sharded:
-            weights = whole_tensors(self.modules.state_dict(), keep=True)
-            parts = assemble(
-                parts.strategy, self.target, device=self.device, dtype=torch.float32, seed=0, manager=manager
-            )
-            parts.modules().load_state_dict(weights)
-        return for_decoding(parts, self.target, manager)
+        if not self.is_sharded:
+            return for_decoding(self.parts, self.target, manager)
+        weights = whole_tensors(self.modules.state_dict(), keep=True)
+        target, device = self.target, self.device
+        parts = assemble(
+            self.parts.strategy, target, device=device, dtype=target.dtype, seed=0, manager=manager
+        )
+        parts.modules().load_state_dict(weights)
+        return parts
 
     def _new_optimizer(self) -> DraftOptimizer:
         vocab_sizes = {self.target.info.vocab_size, len(self.drafter.readout().weight)}

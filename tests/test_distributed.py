@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 THOROUGH = os.environ.get("DEEPSPEC_THOROUGH") == "1"
 SIZES = (2, 4) if THOROUGH else (2,)
 PROMPTS = ["the cat", "document 3: the", "sat on the mat. the cat", "mat", "on the mat the"]
-LIMIT_S = 240
+LIMIT_S = 600
 
 
 @dataclass(frozen=True)

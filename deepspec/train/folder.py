@@ -29,7 +29,7 @@ _FREE_KEYS = (
 )
 
 #: What each process of a run may have different.
-_OWN_KEYS = ("device", "target.device", "features.folder")
+_OWN_KEYS = ("out", "device", "target.device", "features.folder")  # the main process's folder is everyone's
 
 
 def open_folder(config: RunConfig, *, resume: bool) -> Path:

@@ -37,6 +37,10 @@ class TrainingError(DeepSpecError):
     """A training run that had to stop (a loss that is not a number, a signal)."""
 
 
+class ServerError(DeepSpecError):
+    """A server that cannot be reached, or that fails request after request."""
+
+
 class ResourceError(DeepSpecError):
     """Memory or disk that ran out; the message says what to lower or what to do."""
 

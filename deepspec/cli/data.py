@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deepspec.cli import regenerate
 from deepspec.cli.console import (
     JsonFlag,
     QuietFlag,
@@ -19,6 +20,7 @@ from deepspec.cli.console import (
     stdout,
     table,
 )
+from deepspec.cli.sources import ChatFlag, RenameFlag, SubsetFlag
 from deepspec.paths import DEMO
 
 if TYPE_CHECKING:
@@ -28,7 +30,10 @@ if TYPE_CHECKING:
     from deepspec.data.report import DataReport, PartReport
     from deepspec.data.show import ShownDocument
 
-app = typer.Typer(help="Prepare training text and show what is learned of it.", no_args_is_help=True)
+app = typer.Typer(
+    help="Have a target write training text, prepare it, show what is learned of it.", no_args_is_help=True
+)
+app.command("regenerate")(regenerate.regenerate)
 
 TargetFlag = Annotated[
     str,
@@ -36,18 +41,6 @@ TargetFlag = Annotated[
 ]
 RevisionFlag = Annotated[
     str | None, typer.Option("--target-revision", metavar="REV", help="Commit, branch or tag.")
-]
-SubsetFlag = Annotated[
-    str | None, typer.Option("--subset", metavar="NAME", help="Which subset of a data set that has several.")
-]
-RenameFlag = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--rename", metavar="OLD=NEW", help="Read a column by another name: question=prompt; repeatable."
-    ),
-]
-ChatFlag = Annotated[
-    bool, typer.Option("--chat", help="Put prompt and response through the chat template, as messages.")
 ]
 
 

@@ -15,6 +15,7 @@ from deepspec.errors import (
     DistributedError,
     ElsewhereError,
     ResourceError,
+    ServerError,
     TrainingError,
 )
 
@@ -41,7 +42,8 @@ def report_failures(app: typer.Typer, arguments: Sequence[str] | None) -> int:
         await_the_end()
         return FAILED
     except DeepSpecError as error:
-        return _say(error, FAILED if isinstance(error, TrainingError | ResourceError) else BAD_INPUT)
+        has_failed = isinstance(error, TrainingError | ResourceError | ServerError)
+        return _say(error, FAILED if has_failed else BAD_INPUT)
     except ValidationError as error:
         details = error.errors(include_url=False)[0]
         return _say(f"{'.'.join(map(str, details['loc']))}: {details['msg']}", BAD_INPUT)

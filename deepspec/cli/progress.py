@@ -1,16 +1,20 @@
-"""Shows training as it goes: a bar on a terminal, plain lines elsewhere, nothing with ``-q``."""
+"""Shows long commands as they go: a bar on a terminal, plain lines elsewhere, nothing with ``-q``."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from deepspec.regenerate import RegenerationReport
     from deepspec.types import StepRecord
+
+#: Seconds between plain lines of what has no steps to count.
+_TELL_EVERY_S = 10.0
 
 
 def describe(record: StepRecord, *, length: str = "expected accepted length") -> str:
@@ -74,3 +78,45 @@ class TrainingProgress:
             width = len(str(record.num_steps))
             step = f"step {record.step:>{width}}/{record.num_steps}  {describe(record)}"
             self._console.print(step, markup=False, soft_wrap=True)
+
+
+def describe_samples(report: RegenerationReport) -> str:
+    """How far regeneration is, in words."""
+    rate = report.num_tokens / report.seconds if report.seconds else 0.0
+    left_out = sum(report.left_out.values()) - report.num_failed
+    counts = {"written": report.num_written, "left out": left_out, "failed": report.num_failed}
+    told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    before = f", done before {report.num_before:,}" if report.num_before else ""
+    return f"samples: {told}{before}; {rate:,.0f} tokens/s"
+
+
+class RegenerationProgress:
+    """An observer of regeneration's reports, used as a context manager around it; silent when ``quiet``."""
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        self._console = None if quiet else console
+        self._told_s = 0.0
+        self._bar: Progress | None = None
+        if not quiet and console.is_terminal:
+            columns = (SpinnerColumn(), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=console, transient=True)
+            self._task = self._bar.add_task("")
+
+    def __enter__(self) -> RegenerationProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, report: RegenerationReport) -> None:
+        """Take in what has been done so far."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=describe_samples(report))
+        elif self._console is not None and report.seconds - self._told_s >= _TELL_EVERY_S:
+            self._told_s = report.seconds
+            self._console.print(describe_samples(report), markup=False, soft_wrap=True)

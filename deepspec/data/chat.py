@@ -88,8 +88,12 @@ def render_chat(example: ChatExample, tokenizer: PreTrainedTokenizerBase) -> lis
         if spans and not before.startswith(text):
             documents.append(Rendered(example.source, text, spans, is_templated=True))
             spans = ()
-        text = after
-        spans = (*spans, (len(before), _turn_end(after, len(before), message.content)))
+        if example.is_complete or index + 1 < len(example.messages):
+            text, end = after, _turn_end(after, len(before), message.content)
+        else:
+            text = _cut_off(before, after, message, f"{example.source}: message {index + 1}")
+            end = len(text)
+        spans = (*spans, (len(before), end))
     documents.append(Rendered(example.source, text, spans, is_templated=True))
     return documents
 
@@ -99,6 +103,19 @@ def prompt_text(example: ChatExample, index: int, tokenizer: PreTrainedTokenizer
     return render(
         example.messages[:index], tokenizer, example.source, tools=example.tools, add_generation_prompt=True
     )
+
+
+def _cut_off(before: str, after: str, message: Message, where: str) -> str:
+    """The text up to the end of a reply that was cut off.
+
+    Verbatim after the generation prompt, as the target wrote it, unless its reasoning is kept apart.
+    """
+    if not message.extra.get("reasoning_content"):
+        return before + message.content
+    found = after.rfind(message.content, len(before))
+    if found < 0:
+        raise DataError(f"{where}: the chat template changes the words of a reply that was cut off")
+    return after[: found + len(message.content)]
 
 
 def _turn_end(text: str, start: int, content: str) -> int:

@@ -57,16 +57,20 @@ def _chat_documents(
     examples: Sequence[ChatExample], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[Document]:
     chat.require_template(tokenizer, examples[0].source)
-    if not chat.marks_assistant(tokenizer):
-        yield from _encode(
-            [doc for example in examples for doc in chat.render_chat(example, tokenizer)], tokenizer
-        )
-        return
-    for example in examples:
-        ids, mask = chat.marked_tokens(example, tokenizer)
-        yield Document(
-            example.source, torch.tensor(ids, dtype=torch.int32), torch.tensor(mask, dtype=torch.bool)
-        )
+    marks = chat.marks_assistant(
+        tokenizer
+    )  # it would mark an end that a reply that was cut off does not have
+    for is_marked, group in groupby(examples, key=lambda example: marks and example.is_complete):
+        if not is_marked:
+            yield from _encode(
+                [doc for example in group for doc in chat.render_chat(example, tokenizer)], tokenizer
+            )
+            continue
+        for example in group:
+            ids, mask = chat.marked_tokens(example, tokenizer)
+            yield Document(
+                example.source, torch.tensor(ids, dtype=torch.int32), torch.tensor(mask, dtype=torch.bool)
+            )
 
 
 def _render(example: Example) -> chat.Rendered:

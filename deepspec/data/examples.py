@@ -1,8 +1,9 @@
 """Examples, and the objects they are read from: ``{"text"}``, ``{"prompt", "response"}`` or ``{"messages"}``.
 
-The first two may have ``"complete": false``: the text was cut off, so nothing says that it ends there. The
-last may have ``"tools"``, and its messages what templates know of tools and reasoning. Whatever cannot be
-used raises :class:`~deepspec.errors.DataError` with its source; nothing is skipped silently.
+Each may have ``"complete": false``: the text, or the last reply, was cut off, so nothing says that it ends
+there; and ``"provenance"``, an object that says how the text was made and is not read. Messages may have
+``"tools"`` beside them, and hold what templates know of tools and reasoning. Whatever cannot be used raises
+:class:`~deepspec.errors.DataError` with its source; nothing is skipped silently.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from deepspec.errors import DataError
 FORMS = '{"text"}, {"prompt", "response"} or {"messages"}'
 _COMPLETE = "complete"
 _TOOLS = "tools"
+PROVENANCE = "provenance"
 _CALLS = "tool_calls"
 #: What a message may have beside its role and content, and templates read.
 _MESSAGE_TEXTS = frozenset({"name", "reasoning_content", "tool_call_id"})
@@ -67,12 +69,14 @@ class Message:
 class ChatExample:
     """A conversation for the tokenizer's chat template; the assistant's turns are supervised.
 
-    ``tools`` are the descriptions of tools that the template shows the assistant.
+    ``tools`` are the descriptions of tools that the template shows the assistant. A conversation that is not
+    complete ends in a reply that was cut off.
     """
 
     source: str
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
+    is_complete: bool = True
 
 
 Example = TextExample | ResponseExample | ChatExample
@@ -80,23 +84,26 @@ Example = TextExample | ResponseExample | ChatExample
 
 def parse_example(record: dict[str, object], source: str) -> Example:
     """One example of exactly one of the three forms; raises DataError for anything else."""
-    keys = set(record)
+    keys = set(record) - {PROVENANCE}
     if keys - {_COMPLETE} == {"text"}:
         return TextExample(source, text_field(record, "text", source), _is_complete(record, source))
     if keys - {_COMPLETE} == {"prompt", "response"}:
         prompt = text_field(record, "prompt", source, may_be_empty=True)
         response = text_field(record, "response", source)
         return ResponseExample(source, prompt, response, _is_complete(record, source))
-    if keys - {_TOOLS} == {"messages"}:
-        messages = parse_messages(record["messages"], source)
+    if keys - {_COMPLETE, _TOOLS} == {"messages"}:
+        messages, tools = parse_conversation(record, source)
         if not any(message.is_reply for message in messages):
             raise DataError(
                 f'{source}: no message has the role "assistant" and some content, so nothing is supervised'
             )
-        return ChatExample(source, messages, _objects(record, _TOOLS, source))
+        is_complete = _is_complete(record, source)
+        if not is_complete and not (messages[-1].is_reply and messages[-1].content):
+            raise DataError(f'{source}: "{_COMPLETE}" is false, and the last message is no reply in words')
+        return ChatExample(source, messages, tools, is_complete)
     given = ", ".join(f'"{key}"' for key in sorted(keys)) or "none"
     raise DataError(
-        f'{source}: the keys must be exactly {FORMS}, the first two with an optional "{_COMPLETE}", '
+        f'{source}: the keys must be exactly {FORMS}, with an optional "{_COMPLETE}" and "{PROVENANCE}", '
         f'the last with an optional "{_TOOLS}"; given: {given}'
     )
 
@@ -110,13 +117,20 @@ def _is_complete(record: dict[str, object], source: str) -> bool:
 
 def as_record(example: Example) -> dict[str, Any]:
     """The object that :func:`parse_example` reads as this example."""
+    cut = {} if example.is_complete else {_COMPLETE: False}
     if isinstance(example, ChatExample):
         messages = [message.as_dict() for message in example.messages]
-        return {"messages": messages, **({_TOOLS: list(example.tools)} if example.tools else {})}
-    cut = {} if example.is_complete else {_COMPLETE: False}
+        return {"messages": messages, **({_TOOLS: list(example.tools)} if example.tools else {}), **cut}
     if isinstance(example, TextExample):
         return {"text": example.text, **cut}
     return {"prompt": example.prompt, "response": example.response, **cut}
+
+
+def parse_conversation(
+    record: Mapping[str, object], source: str
+) -> tuple[tuple[Message, ...], tuple[Mapping[str, Any], ...]]:
+    """Messages and tools of a conversation, with or without replies; raises DataError."""
+    return parse_messages(record["messages"], source), _objects(record, _TOOLS, source)
 
 
 def parse_messages(value: object, source: str) -> tuple[Message, ...]:

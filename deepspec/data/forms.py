@@ -11,12 +11,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deepspec.data.examples import ChatExample, Example, ResponseExample, parse_example
+from deepspec.data.examples import (
+    ChatExample,
+    Example,
+    Message,
+    ResponseExample,
+    parse_conversation,
+    parse_example,
+    text_field,
+)
+from deepspec.data.prompts import ChatPrompt, Prompt, TextPrompt, beginning
 from deepspec.errors import DataError
 
 FORMS = "messages, conversations, turns, prompt with response, or text"
 _COLUMNS = (("messages",), ("conversations",), ("turns",), ("prompt", "response"), ("text",))
-_OPTIONAL = {"messages": "tools", "conversations": "tools", "turns": "tools"}
+_PROMPT_FORMS = "messages, conversations, turns, prompt, or text"
+_PROMPT_COLUMNS = (("messages",), ("conversations",), ("turns",), ("prompt",), ("text",))
+_CHATS = ("messages", "conversations", "turns")
 _ROLES = {
     "human": "user",
     "user": "user",
@@ -42,21 +53,45 @@ class Columns:
 
     def example(self, row: Mapping[str, Any], source: str) -> tuple[Example, list[str]]:
         """The example of a row, and the columns that were not used; raises DataError when it has none."""
-        values = {key: value for key, value in row.items() if key not in self.renamed}
-        values |= {new: row[old] for old, new in self.renamed.items() if old in row}
-        form = next((names for names in _COLUMNS if set(names) <= values.keys()), None)
-        if form is None:
-            given = ", ".join(sorted(values)) or "none"
-            raise DataError(f"{source}: a row needs {FORMS}; given: {given}; --rename OLD=NEW names a column")
-        used = {name: values[name] for name in form}
-        optional = _OPTIONAL.get(form[0], "complete")
-        if optional in values:
-            used[optional] = values[optional]
+        values = self._renamed(row)
+        form = _form(values, source, _COLUMNS, FORMS)
+        optional = ("tools", "complete") if form[0] in _CHATS else ("complete",)
+        used = {name: values[name] for name in (*form, *optional) if name in values}
         ignored = sorted(key for key in values if key not in used)
         example = parse_example(_normal(used, form[0], source), source)
         if self.as_chat and isinstance(example, ResponseExample):
             example = _as_chat(example)
         return example, ignored
+
+    def prompt(self, row: Mapping[str, Any], source: str, *, text_characters: int) -> Prompt:
+        """What a row asks, whether it has an answer or not; raises DataError when it asks nothing.
+
+        Of running text that is its beginning, of at most ``text_characters``.
+        """
+        values = self._renamed(row)
+        [form] = _form(values, source, _PROMPT_COLUMNS, _PROMPT_FORMS)
+        if form in _CHATS:
+            used = {name: values[name] for name in (form, "tools") if name in values}
+            return ChatPrompt(source, *parse_conversation(_normal(used, form, source), source))
+        text = text_field(values, form, source)
+        if form == "text":
+            return TextPrompt(source, beginning(text, text_characters))
+        return ChatPrompt(source, (Message("user", text),)) if self.as_chat else TextPrompt(source, text)
+
+    def _renamed(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        values = {key: value for key, value in row.items() if key not in self.renamed}
+        return values | {new: row[old] for old, new in self.renamed.items() if old in row}
+
+
+def _form(
+    values: Mapping[str, Any], source: str, forms: tuple[tuple[str, ...], ...], known: str
+) -> tuple[str, ...]:
+    """The first of ``forms`` whose columns are all there."""
+    form = next((names for names in forms if set(names) <= values.keys()), None)
+    if form is None:
+        given = ", ".join(sorted(values)) or "none"
+        raise DataError(f"{source}: a row needs {known}; given: {given}; --rename OLD=NEW names a column")
+    return form
 
 
 def parse_renames(renames: list[str]) -> dict[str, str]:
@@ -72,16 +107,14 @@ def parse_renames(renames: list[str]) -> dict[str, str]:
 
 
 def _as_chat(example: ResponseExample) -> Example:
-    if not example.is_complete:
-        raise DataError(f"{example.source}: a response that was cut off is no message; leave out --chat")
     messages = [{"role": "user", "content": example.prompt}]
     messages += [{"role": "assistant", "content": example.response}]
-    return parse_example({"messages": messages}, example.source)
+    return parse_example({"messages": messages, "complete": example.is_complete}, example.source)
 
 
 def _normal(used: dict[str, Any], form: str, source: str) -> dict[str, Any]:
     """The row of a form that :func:`parse_example` reads."""
-    if form not in ("messages", "conversations", "turns"):
+    if form not in _CHATS:
         return used
     items = used.pop(form)
     if form == "turns" and isinstance(items, list) and all(isinstance(item, str) for item in items):
@@ -89,8 +122,8 @@ def _normal(used: dict[str, Any], form: str, source: str) -> dict[str, Any]:
         items = [{"role": roles[number % 2], "content": item} for number, item in enumerate(items)]
     elif isinstance(items, list):
         items = [_message(item, f"{source}: message {number}") for number, item in enumerate(items, start=1)]
-    tools = _parsed(used.get("tools"), source)
-    return {"messages": items, **({"tools": tools} if tools else {})}
+    tools = _parsed(used.pop("tools", None), source)
+    return {**used, "messages": items, **({"tools": tools} if tools else {})}
 
 
 def _message(item: Any, where: str) -> Any:

@@ -7,15 +7,21 @@ row by row.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deepspec.data.rows import Row, example_files, read_rows, without_nulls
 from deepspec.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _NAME = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<split>[\w.\[\]:%+-]+))?")
 _FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -36,6 +42,33 @@ def read_sources(sources: Sequence[str], *, subset: str | None = None) -> Iterat
                 yield from read_rows(file)
 
 
+def file_sources(sources: Sequence[str]) -> list[str]:
+    """Those that are files, folders and globs."""
+    return [source for source in sources if _data_set(source) is None]
+
+
+def source_fingerprint(sources: Sequence[str], *, subset: str | None = None) -> str:
+    """A hash of what :func:`read_sources` reads: of files the bytes, in order, wherever they lie.
+
+    Of a data set the name, split, subset, number of rows, and the first and last of them.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for source in sources:
+        name = _data_set(source)
+        if name is not None:
+            rows = _load(*name, subset=subset)
+            ends = [rows[place] for place in (0, -1)] if len(rows) else []
+            digest.update(json.dumps([*name, subset, len(rows), ends], default=str).encode())
+            continue
+        for file in example_files(source):
+            try:
+                with file.open("rb") as handle:
+                    digest.update(hashlib.file_digest(handle, "blake2b").digest())
+            except OSError as error:
+                raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
+    return digest.hexdigest()
+
+
 def _data_set(source: str) -> tuple[str, str] | None:
     """Name and split, or None when ``source`` is a path."""
     if Path(source).expanduser().exists() or source.endswith(_FILE_SUFFIXES) or source.startswith((".", "/")):
@@ -44,14 +77,18 @@ def _data_set(source: str) -> tuple[str, str] | None:
     return None if found is None else (found["name"], found["split"] or "train")
 
 
-def _data_set_rows(name: str, split: str, *, subset: str | None) -> Iterator[Row]:
+def _load(name: str, split: str, *, subset: str | None) -> Dataset:
     import datasets
 
     try:
         with quiet_retries():
-            rows = datasets.load_dataset(name, subset, split=split)
+            return datasets.load_dataset(name, subset, split=split)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise DataError(_why_not(name, split, subset, error)) from error
+
+
+def _data_set_rows(name: str, split: str, *, subset: str | None) -> Iterator[Row]:
+    rows = _load(name, split, subset=subset)
     where = ":".join(part for part in (name, subset, split) if part)
     for number, row in enumerate(rows, start=1):
         yield f"{where}:{number}", without_nulls(row)

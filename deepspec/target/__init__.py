@@ -2,9 +2,9 @@
 
 from deepspec.target.decoder import PackedDecoder
 from deepspec.target.decoding import DecodingTarget
+from deepspec.target.kv_slots import KVSlots
 from deepspec.target.load import ModelSource, load_target
 from deepspec.target.model import Target, fingerprint, make_target
-from deepspec.target.packed import KVSlots
 
 __all__ = [
     "DecodingTarget",

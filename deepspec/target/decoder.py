@@ -19,7 +19,9 @@ from transformers.utils import logging as transformers_logging
 
 from deepspec.errors import TargetError
 from deepspec.resources import memory
-from deepspec.target.packed import ATTENTION_NAME, KVSlots, plan_step, span_rows
+from deepspec.target.kv_slots import KVSlots
+from deepspec.target.packed import ATTENTION_NAME, plan_step, span_rows
+from deepspec.target.quantized import dense_embedding, dense_matrix, plain_weight
 from deepspec.target.recurrent import pack_mixer
 from deepspec.types import Features, Span, TokenBatch
 
@@ -52,8 +54,11 @@ class PackedDecoder(nn.Module):
         self.model = model
         self.name = name
         self.config: Any = model.config.get_text_config()
+        self._dense_embedding: Tensor
+        self._dense_lm_head: Tensor
         self.is_recurrent = _pack_recurrent(model, self.config, name)
         model.set_attn_implementation(ATTENTION_NAME)
+        self._hold_dense()
         if extras := self._attention_extras():
             logger.info(
                 "%s has attention with %s, for which there is no fused kernel: scores are computed plainly",
@@ -72,12 +77,14 @@ class PackedDecoder(nn.Module):
     @property
     def embedding(self) -> Tensor:
         """``[V, D]``."""
-        return self.model.get_input_embeddings().weight
+        weight = plain_weight(self.model.get_input_embeddings())
+        return self._dense_embedding if weight is None else weight
 
     @property
     def lm_head(self) -> Tensor:
         """``[V, D]``."""
-        return self.model.get_output_embeddings().weight
+        weight = plain_weight(self.model.get_output_embeddings())
+        return self._dense_lm_head if weight is None else weight
 
     @property
     def embedding_scale(self) -> float:
@@ -125,7 +132,7 @@ class PackedDecoder(nn.Module):
         plan = plan_step(spans, device, cache, is_recurrent=self.is_recurrent, is_settled=is_settled)
         slots, positions = (torch.from_numpy(part).to(device) for part in span_rows(spans))
         if cache is not None:
-            cache.index = slots * cache.max_positions + positions
+            cache.begin(slots * cache.max_positions + positions)
         decoder = self.model.get_decoder()
         with memory(lambda: _needs_memory(len(tokens), cache)), _Taps(decoder.layers, layers) as taps:
             output = decoder(
@@ -179,6 +186,20 @@ class PackedDecoder(nn.Module):
             raise TargetError(
                 f"{self.name} computes logits by more than its LM head and a soft-cap, which is not supported"
             )
+
+    def _hold_dense(self) -> None:
+        """Embedding and LM head as matrices where they are quantised."""
+        inward, outward = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        size, device = self.config.hidden_size, next(self.model.parameters()).device
+        embedding = lm_head = None
+        if plain_weight(inward) is None:
+            embedding = dense_embedding(inward, self.config.vocab_size, self.embedding_scale, device)
+        self.register_buffer("_dense_embedding", embedding, persistent=False)
+        if plain_weight(outward) is None:
+            lm_head = dense_matrix(outward, size, self.embedding.dtype, device)
+        self.register_buffer("_dense_lm_head", lm_head, persistent=False)
+        if embedding is not None or lm_head is not None:
+            logger.info("%s has a quantised embedding or LM head, which is kept as a matrix, too", self.name)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedDecoder:
         """Move or convert; buffers (rotary frequencies, say) keep the float type that they were made in."""

@@ -20,9 +20,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from deepspec.errors import TargetError
-from deepspec.target.decoder import without_notices
 from deepspec.target.describe import widest_layer
-from deepspec.target.load import ModelSource, read_model, resolve_device, target_dtype, target_source
+from deepspec.target.load import (
+    ModelSource,
+    read_model,
+    resolve_device,
+    target_dtype,
+    target_source,
+)
 from deepspec.target.model import Target, make_target
 
 if TYPE_CHECKING:
@@ -46,11 +51,9 @@ def load_head(config: TargetConfig, *, device: str | None = None, fingerprint: s
     """
     place = resolve_device(config.device or device)
     source = target_source(config)
-    whole = source.attempt(source.config)
-    dtype = target_dtype(config.dtype, place)
-    bare = _without_layers(whole)
-    with without_notices():  # it would report the layers that are left out
-        model = source.attempt(lambda: read_model(source.place, bare, dtype, source.options))
+    whole = source.config()
+    dtype, bare = target_dtype(config.dtype, place), _without_layers(whole)
+    model = source.attempt(lambda: read_model(source.place, bare, dtype, source.options, is_part=True))
     tokenizer = source.load_tokenizer()
     text = whole.get_text_config()
     head = source.attempt(

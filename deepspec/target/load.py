@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from deepspec.distributed import ALONE, World, join, of_environment
 from deepspec.errors import ConfigError, TargetError
 from deepspec.paths import DEMO, asset
 from deepspec.resources import memory
+from deepspec.target.decoder import without_notices
 from deepspec.target.model import Target, make_target
 from deepspec.target.sharding import shard_target
 
@@ -70,11 +72,17 @@ class ModelSource:
             TargetError: not there, offline, gated, wrong revision, or unreadable.
             ResourceError: it does not fit into memory.
         """
-        return self.attempt(lambda: read_model(self.place, self.config(), dtype, self.options))
+
+        def load() -> PreTrainedModel:
+            whole = AutoConfig.from_pretrained(self.place, **self.options)
+            text = _text_config(whole)
+            return read_model(self.place, text, dtype, self.options, is_part=text is not whole)
+
+        return self.attempt(load)
 
     def config(self) -> Any:
-        """The text model's configuration, also of one that sees or hears; errors are transformers' own."""
-        return _text_config(AutoConfig.from_pretrained(self.place, **self.options))
+        """The text model's configuration, also of one that sees or hears; errors as of a load."""
+        return self.attempt(lambda: _text_config(AutoConfig.from_pretrained(self.place, **self.options)))
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Its tokenizer; raises TargetError."""
@@ -224,24 +232,30 @@ def target_dtype(name: str, device: torch.device) -> torch.dtype | str:
     return torch.float32 if device.type == "cpu" else "auto"
 
 
-def read_model(source: str, config: Any, dtype: torch.dtype | str, options: dict[str, Any]) -> Any:
+def read_model(
+    source: str, config: Any, dtype: torch.dtype | str, options: dict[str, Any], *, is_part: bool
+) -> Any:
     """The model at ``source``, read from safetensors alone; errors are transformers' own.
 
     Raises ValueError where the files lack weights, which transformers would fill with random numbers.
+
+    Args:
+        is_part: whether the files hold more than the model, of which transformers then says nothing.
     """
     is_text = config.get_text_config() is config
     quiet = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            key_mapping=_TEXT_NAMES if is_text else None,
-            **options,
-        )
+        with without_notices() if is_part else nullcontext():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                source,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                key_mapping=_TEXT_NAMES if is_text else None,
+                **options,
+            )
     finally:
         if quiet:
             transformers_logging.enable_progress_bar()

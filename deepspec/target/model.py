@@ -17,7 +17,8 @@ from deepspec.errors import ConfigError, TargetError
 from deepspec.interfaces import TargetInfo
 from deepspec.target.decoder import PackedDecoder
 from deepspec.target.describe import describe, widest_layer
-from deepspec.target.packed import KVSlots
+from deepspec.target.kv_slots import KVSlots
+from deepspec.target.quantized import stored_tensors
 from deepspec.target.sharding import whole_layer
 from deepspec.types import Features, Span, TokenBatch
 
@@ -171,7 +172,8 @@ def fingerprint(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        flat = tensor.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // _FINGERPRINT_VALUES)][:_FINGERPRINT_VALUES]
-        digest.update(sample.to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
+        for stored in stored_tensors(tensor.detach()):
+            flat = stored.flatten()
+            sample = flat[:: max(1, flat.numel() // _FINGERPRINT_VALUES)][:_FINGERPRINT_VALUES]
+            digest.update(sample.to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:32]

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.cache_utils import Cache
 
 from deepspec.nn import additive_mask
-from deepspec.target.recurrent import RecurrentSlots, Wave
+from deepspec.target.kv_slots import KVSlots
+from deepspec.target.recurrent import Wave
 from deepspec.types import Span, as_range
 
 ATTENTION_NAME = "deepspec_packed"
@@ -36,54 +36,6 @@ def span_rows(spans: Sequence[Span]) -> tuple[NDArray[np.int64], NDArray[np.int6
     ends = counts.cumsum()
     offsets = np.repeat(starts - (ends - counts), counts)
     return np.repeat(slots, counts), offsets + np.arange(ends[-1])
-
-
-class KVSlots(Cache):  # type: ignore[misc]  # transformers is not typed
-    """Keys and values of ``num_slots`` requests, ``[slots, positions, kv heads, head size]`` a layer.
-
-    ``update`` writes the step's rows at ``index`` (set by the target before each forward); layers are
-    allocated at their first write because head sizes may differ between them, and keys' and values' too.
-    Layers that keep neither have their states in ``recurrent``.
-    """
-
-    is_compileable = False
-
-    def __init__(self, num_slots: int, max_positions: int, name: str = "the model") -> None:
-        self.layers: list[Any] = []
-        self.num_slots, self.max_positions = num_slots, max_positions
-        self.index = torch.zeros(0, dtype=torch.int64)
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
-        self.recurrent = RecurrentSlots(num_slots, name)
-        self._writers: dict[int, int] = {}  # layers by the id of the keys that they wrote last
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Scatter ``[1, kv heads, T, d]`` into the slots; attention reads them back from there."""
-        self._writers[id(key_states)] = layer_idx
-        for store, new in ((self.keys, key_states), (self.values, value_states)):
-            if layer_idx not in store:
-                store[layer_idx] = new.new_zeros(
-                    (self.num_slots, self.max_positions, new.shape[1], new.shape[3])
-                )
-            store[layer_idx].view(-1, new.shape[1], new.shape[3]).index_copy_(
-                0, self.index, new[0].transpose(0, 1)
-            )
-        return key_states, value_states
-
-    def layer_of(self, layer: int, key: Tensor) -> int:
-        """Whose keys and values a layer reads: its own, or those of the earlier one that gave it ``key``."""
-        return layer if layer in self.keys else self._writers[id(key)]
-
-    def read(self, layer: int, slots: slice | Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values ``[n, kv heads, length, d]`` of some slots; a view when the slots are a range."""
-        keys, values = self.keys[layer][slots, :length], self.values[layer][slots, :length]
-        return keys.transpose(1, 2), values.transpose(1, 2)
-
-    def get_seq_length(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> int:
-        """Packed rows have no one length; positions are always passed explicitly."""
-        return 0
 
 
 @dataclass(frozen=True)

@@ -242,9 +242,6 @@ class _GroupStates:
         self.held["recurrent", state_idx] = recurrent_states
         return recurrent_states
 
-    def has_previous_state(self, layer_idx: int | None = None, state_idx: int = 0) -> bool:
-        return bool(self.held)
-
     def is_recording_past(self, layer_idx: int) -> bool:
         return False
 

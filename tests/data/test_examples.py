@@ -39,8 +39,14 @@ def test_text_and_responses_can_be_marked_as_cut_off(tmp_path):
         '{"text": "one", "complete": false}',
         '{"prompt": "p", "response": "two", "complete": false}',
         '{"text": "three", "complete": true}',
+        '{"messages": [{"role": "assistant", "content": "four"}], "complete": false}',
     )
-    assert [example.is_complete for example in read_examples(file)] == [False, False, True]
+    assert [example.is_complete for example in read_examples(file)] == [False, False, True, False]
+
+
+def test_how_a_row_was_made_may_stand_beside_it(tmp_path):
+    file = write(tmp_path / "a.jsonl", '{"text": "one", "provenance": {"seed": 3}}')
+    assert read_examples(file) == [TextExample(f"{file}:1", "one")]
 
 
 def test_windows_line_ends_and_a_byte_order_mark_are_read(tmp_path):
@@ -79,7 +85,12 @@ MALFORMED = {
     '{"prompt": "a"}': 'given: "prompt"',
     '{"text": "a", "prompt": "b", "response": "c"}': "exactly",
     '{"text": "a", "complete": "no"}': '"complete" must be true or false, not text',
-    '{"messages": [], "complete": false}': 'the first two with an optional "complete"',
+    '{"messages": [], "complete": false}': '"messages" must be a list of messages, not an empty list',
+    (
+        '{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}], '
+        '"complete": false}'
+    ): "the last message is no reply in words",
+    '{"text": "a", "provenance": {}, "id": 3}': 'with an optional "complete" and "provenance"',
     '{"text": 3}': '"text" must be text, not a number',
     '{"text": null}': "not missing or null",
     '{"text": ""}': '"text" is empty',

@@ -5,8 +5,16 @@ from __future__ import annotations
 import datasets
 import pytest
 
-from deepspec.data.examples import ChatExample, Message, ResponseExample, TextExample
+from deepspec.data.examples import (
+    ChatExample,
+    Message,
+    ResponseExample,
+    TextExample,
+    as_record,
+    parse_example,
+)
 from deepspec.data.forms import Columns, parse_renames, prompt_of
+from deepspec.data.prompts import ChatPrompt, TextPrompt
 from deepspec.data.sources import read_sources
 from deepspec.errors import DataError
 
@@ -53,8 +61,60 @@ def test_columns_can_be_renamed_and_put_through_the_chat_template():
     assert read({**row, "prompt": "c"}, renamed=renamed) == read({"prompt": "c", **row}, renamed=renamed)
     assert read({**row, "prompt": "c"}, renamed=renamed)[0].prompt == "a"
     assert read(row, renamed=renamed, as_chat=True) == (ChatExample("f:1", TALK), [])
-    with pytest.raises(DataError, match="f:1: a response that was cut off is no message"):
-        read({"prompt": "a", "response": "b", "complete": False}, as_chat=True)
+    cut = read({"prompt": "a", "response": "b", "complete": False}, as_chat=True)
+    assert cut == (ChatExample("f:1", TALK, is_complete=False), [])
+
+
+def test_a_conversation_may_be_marked_as_cut_off_whatever_its_form():
+    for row in (
+        {"turns": ["a", "b"]},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+    ):
+        example, ignored = read({**row, "complete": False})
+        assert (example, ignored) == (ChatExample("f:1", TALK, is_complete=False), [])
+        assert parse_example(as_record(example), "f:1") == example
+
+
+def asked(row, **options):
+    return Columns({}, **options).prompt(row, "f:1", text_characters=9)
+
+
+def test_what_a_row_asks_needs_no_answer():
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]
+    assert asked({"messages": messages, "id": 3}).turns == (2,)
+    assert asked({"prompt": "a"}) == asked({"prompt": "a", "response": "b"}) == TextPrompt("f:1", "a")
+    assert asked({"prompt": "a"}, as_chat=True) == ChatPrompt("f:1", (Message("user", "a"),))
+    assert asked({"turns": ["a", "b", "c"], "tools": "[]"}).turns == (1, 3)
+    with pytest.raises(DataError, match="f:1: a row needs messages, .*, prompt, or text; given: response"):
+        asked({"response": "b"})
+    with pytest.raises(DataError, match='f:1: no message has the role "user"'):
+        asked({"messages": messages[:1]})
+
+
+def test_turns_are_written_but_for_greetings_and_calls_that_are_answered():
+    call = {"tool_calls": [{"function": {"name": "f"}}]}
+    said, called = {"role": "assistant", "content": "b"}, {"role": "assistant", "content": "", **call}
+    user, tool = {"role": "user", "content": "a"}, {"role": "tool", "content": "5"}
+    assert asked({"messages": [said, user, said, user, said]}).turns == (2, 4)
+    assert asked({"messages": [user, called, tool, said, user, called]}).turns == (3, 5)
+    assert asked({"messages": [user, called, tool]}).turns == (3,)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("one two three four", "one two"),
+        ("one two four five", "one two"),
+        ("one  two\nthree four", "one  two"),
+        ("onetwothreefourfive", "onetwothr"),
+        ("one two", "one"),
+        ("ab", "a"),
+        ("a", "a"),
+        ("  a   b   c   d", "  a   b"),
+    ],
+)
+def test_of_running_text_the_beginning_is_the_prompt_up_to_a_blank(text, part):
+    assert asked({"text": text}) == TextPrompt("f:1", part)
 
 
 @pytest.mark.parametrize("rename", ["question", "=prompt", "question=", "question=quest"])

@@ -164,6 +164,43 @@ def test_a_token_that_would_reach_into_the_reply_is_cut_at_the_generation_prompt
     assert document.split("«")[1].split("»")[0] == f"Yes.{FAMILIES[family].end_of_turn}"
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_reply_that_was_cut_off_is_what_the_target_wrote_and_nothing_says_that_it_ends(family):
+    tok = tokenizer_of(FAMILIES[family])
+    example = ChatExample("f:1", (*PLAIN[:4], Message("assistant", " Æ n ")), is_complete=False)
+    made = list(documents([example], tok))
+    assert mask_problem(example, made, tok) is None
+    prompt = tok.apply_chat_template(
+        [message.as_dict() for message in PLAIN[:4]], add_generation_prompt=True, return_dict=False
+    )
+    reply = tok(" Æ n ", add_special_tokens=False)["input_ids"]
+    assert made[-1].tokens.tolist() == [*prompt, *reply]
+    assert made[-1].supervised[-len(reply) :].all()
+    assert marked(tok, made[0]).split("»")[0].endswith(f"Yes.{FAMILIES[family].end_of_turn}")
+
+
+def test_a_template_that_marks_an_end_is_not_asked_about_a_reply_that_has_none():
+    tok = tiny_tokenizer.tokenizer(chat_template=tiny_tokenizer.MARKED_TEMPLATE)
+    examples = [ChatExample("f:1", PLAIN[1:], is_complete=is_complete) for is_complete in (True, False, True)]
+    whole, cut, again = (marked(tok, document) for document in documents(examples, tok))
+    assert (
+        whole == again == "[user]Hi?<end>\n[assistant]«Yes.<end>»\n[user]Sure?<end>\n[assistant]«Æ no<end>»\n"
+    )
+    assert cut == whole.removesuffix("<end>»\n") + "»"
+
+
+def test_reasoning_kept_apart_from_a_reply_that_was_cut_off_stands_where_the_template_puts_it():
+    message = Message("assistant", "It is", {"reasoning_content": "Add."})
+    example = ChatExample("f:1", (PLAIN[1], message), is_complete=False)
+    [document] = documents([example], tokenizer_of(QWEN3))
+    assert marked(tokenizer_of(QWEN3), document).endswith("«<think>\nAdd.\n</think>\n\nIt is»")
+    changed = ChatExample(
+        "f:1", (PLAIN[1], Message("assistant", " It is ", message.extra)), is_complete=False
+    )
+    with pytest.raises(DataError, match="f:1: message 2: the chat template changes the words"):
+        list(documents([changed], tokenizer_of(LLAMA3)))
+
+
 def test_a_mask_that_does_not_begin_after_the_generation_prompt_is_named():
     tok = tokenizer_of(CHATML)
     example = ChatExample("f:1", PLAIN)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from tests.mutants.kernels import KERNEL_MUTANTS
 from tests.mutants.mutant import Mutant
+from tests.mutants.targets import TARGET_MUTANTS
 
-TARGET = ("tests/target/test_packed.py",)
 PROCESS = ("tests/sampling/test_process.py",)
 SAMPLER = ("tests/sampling/test_sampler.py",)
 STREAMS = ("tests/sampling/test_streams.py",)
@@ -25,7 +25,6 @@ HEADS = ("tests/heads/test_heads.py",)
 DRAFTER = ("tests/strategies/test_dflash.py",)
 DRAFT_MODEL = ("tests/strategies/test_draft_model.py",)
 UNROLLED = ("tests/strategies/test_eagle3.py", "tests/strategies/test_mtp.py")
-DECODER = ("tests/target/test_decoder.py",)
 
 
 MUTANTS = (
@@ -334,14 +333,6 @@ MUTANTS = (
         DRAFTER,
     ),
     Mutant(
-        "KV rows one position late",
-        "deepspec/target/packed.py",
-        "offsets + np.arange(ends[-1])",
-        "offsets + np.arange(ends[-1]) + 1",
-        "keys lie one position behind where attention looks for them",
-        TARGET,
-    ),
-    Mutant(
         "a proposal one token long",
         "deepspec/engine/draft.py",
         ">= lengths[:, None]",
@@ -421,21 +412,6 @@ MUTANTS = (
         "a request's first rows read what another one left in its slot",
         UNROLLED,
     ),
-    Mutant(
-        "rotary frequencies rounded",
-        "deepspec/target/decoder.py",
-        "if buffer.is_floating_point():",
-        "if False:",
-        "in bfloat16 far positions are turned by wrong angles",
-        DECODER,
-    ),
-    Mutant(
-        "blind to itself",
-        "deepspec/target/packed.py",
-        "seen = keys <= positions",
-        "seen = (keys < positions) | (keys == 0)",
-        "a token does not attend to itself",
-        TARGET,
-    ),
     *KERNEL_MUTANTS,
+    *TARGET_MUTANTS,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,31 @@ from typing import Any
 import pytest
 import torch
 from deepspec_strategies.mtp.drafter import MTPDrafter
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, Qwen3NextConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.models.qwen3_5.modeling_qwen3_5 import (
+    Qwen3_5DecoderLayer,
+    Qwen3_5RMSNorm,
+    Qwen3_5TextRotaryEmbedding,
+)
 from transformers.models.qwen3_next.modeling_qwen3_next import (
     Qwen3NextDecoderLayer,
     Qwen3NextRMSNorm,
     Qwen3NextRotaryEmbedding,
 )
 
+from deepspec.config import TargetConfig
 from deepspec.engine import Engine, SamplingParams
 from deepspec.errors import ConfigError, TargetError
 from deepspec.interfaces import LayerTraits, Rope
 from deepspec.strategy import Parts, Strategy
-from deepspec.target import Target
+from deepspec.target import Target, load_target
+from tests.families import plain as hybrid
 from tests.strategies.stepping import blocks, packed_batch, stepped
 from tests.tiny_models import masked_target
+from tests.tiny_tokenizer import tokenizer
 
 G = 3
 SIZES = {
@@ -38,6 +47,15 @@ SIZES = {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "vocab_size": 97,
+}
+
+
+QWEN_NAMES = {
+    "project.": "mtp.fc.",
+    "embedding_norm.": "mtp.pre_fc_norm_embedding.",
+    "hidden_norm.": "mtp.pre_fc_norm_hidden.",
+    "layer.": "mtp.layers.0.",
+    "norm.": "mtp.norm.",
 }
 
 
@@ -79,14 +97,7 @@ def _qwen3_next(folder: Path, **changes: object) -> Released:
             Qwen3NextRotaryEmbedding(config),
         )
     )
-    names = {
-        "project.": "mtp.fc.",
-        "embedding_norm.": "mtp.pre_fc_norm_embedding.",
-        "hidden_norm.": "mtp.pre_fc_norm_hidden.",
-        "layer.": "mtp.layers.0.",
-        "norm.": "mtp.norm.",
-    }
-    _save(folder, config, _renamed(released, names), num_shards=2)
+    _save(folder, config, _renamed(released, QWEN_NAMES), num_shards=2)
     return released
 
 
@@ -230,9 +241,39 @@ def test_released_weights_draft_as_they_are(target, tmp_path):
     assert [len(request.tokens) for request in done] == [6, 6]
 
 
-def _rewritten(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> Path:
-    from safetensors.torch import load_file
+def test_native_weights_go_with_the_target_that_they_were_released_with(tmp_path):
+    """Both from one folder, a hybrid's: the target's code drops the module, which drafts with its states."""
+    model = hybrid("Qwen3.5")
+    model.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    config = deepcopy(model.config)
+    released = _random(
+        Released(
+            config,
+            Qwen3_5DecoderLayer(config, 1),
+            lambda size: Qwen3_5RMSNorm(size, eps=1e-6),
+            Qwen3_5TextRotaryEmbedding(config),
+        )
+    )
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({**weights, **_renamed(released, QWEN_NAMES)}, tmp_path / "model.safetensors", {"format": "pt"})
+    target = load_target(TargetConfig(name=str(tmp_path)), device="cpu")
+    chosen = Strategy.named("mtp").replace(draft_length=G, drafter={"native_weights": str(tmp_path)})
+    parts = chosen.build(target.info)
+    batch, column = packed_batch(), 12
+    features = target.features(batch, ())
+    tokens, hidden = batch.tokens[0, 1 : column + 1], features.last_hidden[0, :column]
+    with torch.no_grad():
+        _, normed = released(target.info.embedding[tokens], hidden)
+        found = parts.drafter.block(batch, features, blocks(batch, [0], [column], G))[0]
+    torch.testing.assert_close(found[0], normed[-1], atol=1e-5, rtol=1e-5)
+    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_stop=True)
+    drafted = Engine(target, parts).run([[1, 2, 3], [4, 5]], params)
+    plain = Engine(target).run([[1, 2, 3], [4, 5]], params)
+    assert [done.tokens for done in drafted] == [done.tokens for done in plain]
 
+
+def _rewritten(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> Path:
     _deepseek(folder)
     tensors = load_file(folder / "model.safetensors")
     change(tensors)

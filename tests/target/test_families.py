@@ -25,9 +25,8 @@ from deepspec.target.head import load_head
 from deepspec.train.trainer import Trainer, make_objective
 from deepspec.types import Span, TokenBatch
 from tests.exact_statistics.compositions import build
-from tests.families import FAMILIES, VOCAB, plain, target
+from tests.families import FAMILIES, VOCAB, plain, save, target
 from tests.target.knowing import Knowing
-from tests.tiny_tokenizer import tokenizer
 
 CPU = torch.device("cpu")
 DRAFT_LENGTH, NUM_TOKENS = 4, 14
@@ -38,6 +37,8 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 #: ``(family, property): reason``.
 FAILS: dict[tuple[str, str], str] = {}
+#: What a family that is made in memory alone cannot be asked.
+WITHOUT_FILES = {("Gemma 3, 8-bit weights", "stored features")}
 
 
 def _close(ours: Tensor, theirs: Tensor) -> None:
@@ -175,8 +176,7 @@ def sampled_decoding(family: str) -> None:
 def without_layers(family: str) -> None:
     """Loaded from files without its layers, as training on stored features reads it: all else is the same."""
     with TemporaryDirectory() as folder:
-        plain(family).save_pretrained(folder)
-        tokenizer().save_pretrained(folder)
+        save(family, folder)
         config = TargetConfig(name=folder)
         whole, head = load_target(config, device="cpu"), load_head(config, device="cpu", fingerprint="")
     for name, value in vars(whole.info).items():
@@ -200,8 +200,10 @@ PROPERTIES: dict[str, Callable[[str], None]] = {
 }
 
 
-@pytest.mark.parametrize("name", PROPERTIES)
-@pytest.mark.parametrize("family", FAMILIES)
+CELLS = [(family, name) for family in FAMILIES for name in PROPERTIES if (family, name) not in WITHOUT_FILES]
+
+
+@pytest.mark.parametrize(("family", "name"), CELLS)
 def test_a_family_does_what_a_target_is_used_for(family: str, name: str) -> None:
     torch.manual_seed(3)
     with torch.set_grad_enabled(name == "training step"):
@@ -215,7 +217,9 @@ def test_a_family_does_what_a_target_is_used_for(family: str, name: str) -> None
 def _table() -> str:
     lines = [f"| target | {' | '.join(PROPERTIES)} |", "|---" * (1 + len(PROPERTIES)) + "|"]
     for family in FAMILIES:
-        cells = [FAILS.get((family, name), "passes") for name in PROPERTIES]
+        cells = [
+            FAILS.get((family, name), "passes") if (family, name) in CELLS else "-" for name in PROPERTIES
+        ]
         lines.append(f"| {family} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

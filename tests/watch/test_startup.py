@@ -19,6 +19,7 @@ STARTUP_S = 0.7
         "--help",
         "train --help",
         "data prepare --help",
+        "data regenerate --help",
         "plugins",
         "plugins --json",
         "config show",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import Embedding
 
 from deepspec.data import BatchSampler
 from deepspec.distributed import ALONE, World
@@ -144,6 +145,9 @@ class Trainer:
         self.modules = DraftModel(parts.drafter, parts.head)
         self.drafter = parts.drafter
         self.source = source or OnlineFeatures(SourceContext.of(config, target, self.drafter))
+        # Before weights are shared out: a share has no rows of its own.
+        self._vocab_sizes = {target.info.vocab_size, len(self.drafter.readout().weight)}
+        self._vocab_sizes |= {m.num_embeddings for m in self.modules.modules() if isinstance(m, Embedding)}
         self.optimizer = self._new_optimizer()
         precision = config.train.precision
         self._is_bfloat16 = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
@@ -181,13 +185,11 @@ class Trainer:
         return parts
 
     def _new_optimizer(self) -> DraftOptimizer:
-        vocab_sizes = {self.target.info.vocab_size, len(self.drafter.readout().weight)}
-        vocab_sizes |= {m.num_embeddings for m in self.modules.modules() if isinstance(m, torch.nn.Embedding)}
         return DraftOptimizer(
             dict(self.modules.named_parameters()),
             self.config.train,
             hidden_size=self.drafter.hidden_size,
-            vocab_sizes=vocab_sizes,
+            vocab_sizes=self._vocab_sizes,
         )
 
     def step(self, number: int, *, measure: bool) -> StepResult:

@@ -22,7 +22,7 @@ from deepspec.cli.results import interval
 from deepspec.config import EvalConfig, TargetConfig
 from deepspec.data.local_text import stdlib_files
 from deepspec.evaluate import measure_acceptance
-from deepspec.evaluate.measure import decode_rounds
+from deepspec.evaluate.decoding import decode_rounds
 from deepspec.evaluate.speed import WARM_UP_TOKENS, measure_speed
 from deepspec.evaluate.tasks import collect_prompts
 from deepspec.runs import Run

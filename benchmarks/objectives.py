@@ -31,7 +31,7 @@ from deepspec.evaluate.acceptance import (
     measure_acceptance,
     prompt_lengths,
 )
-from deepspec.evaluate.measure import decode_rounds
+from deepspec.evaluate.decoding import decode_rounds
 from deepspec.evaluate.tasks import collect_prompts
 from deepspec.runs import Run
 

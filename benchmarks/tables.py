@@ -9,6 +9,7 @@ import kernel_tables
 import scaling_table
 import scheduling_tables
 import simulate_table
+import train_tables
 from table_cells import machine, mean_ci, ratio, tau
 
 #: Objectives that are shown, besides the published one.
@@ -207,6 +208,8 @@ TABLES = {
     "draft-length": _draft_length_table,
     "verify-kernel": kernel_tables.verify_kernel,
     "loss": kernel_tables.loss,
+    "train-step": train_tables.step,
+    "train-cached": train_tables.cached,
     "calibration": scheduling_tables.calibration,
     "simulate": simulate_table.table,
     "engine-load": scheduling_tables.engine_load,

@@ -13,7 +13,7 @@ import deepspec
 from deepspec.cli.results import interval
 from deepspec.config import EvalConfig
 from deepspec.evaluate.acceptance import compare_lengths, measure_acceptance, prompt_lengths
-from deepspec.evaluate.measure import decode_rounds
+from deepspec.evaluate.decoding import decode_rounds
 from deepspec.evaluate.report import VerifierGain, as_json
 from deepspec.evaluate.tasks import collect_prompts
 from deepspec.redecoding import redecoded

@@ -73,6 +73,10 @@ class FeaturesConfig(_Config):
         description="for cached: of a stored number; 16 is bfloat16, 32 is float32, 8 and 4 are integers "
         "with a scale",
     )
+    load_target: bool = Field(
+        default=False,
+        description="for cached: load the target's decoder layers, too, so that live evaluations decode",
+    )
 
 
 class TrainConfig(_Config):
@@ -86,6 +90,10 @@ class TrainConfig(_Config):
     parallel: Literal["ddp", "fsdp"] = Field(
         default="ddp",
         description="under torchrun: ddp holds the drafter whole in each process, fsdp gives each a share",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="keep only what goes into a draft layer and compute it once more on the way back",
     )
     anchors_per_sequence: int = Field(default=48, ge=1, description="draft blocks sampled per row")
     optimizer: Literal["muon", "adamw"] = Field(
@@ -101,9 +109,16 @@ class TrainConfig(_Config):
         default="auto",
         description="auto: bfloat16 autocast on CUDA, else float32; master weights are float32",
     )
-    validate_every: int = Field(default=150, ge=1, description="steps between validations")
+    validate_every: int = Field(default=150, ge=1, description="steps between live evaluations")
+    validate_prompts: int = Field(default=16, ge=1, description="held-out prompts that one decodes")
+    validate_tokens: int = Field(default=32, ge=1, description="new tokens per prompt there")
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="stop after so many live evaluations in a row without a clear gain; null never does",
+    )
     checkpoint_every: int = Field(default=150, ge=1, description="steps between checkpoints")
-    keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints to keep")
+    keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints to keep, beside the best")
     log_every: int = Field(default=10, ge=1, description="steps between records")
     tracker: Literal["wandb", "trackio"] | None = Field(
         default=None, description="log there, too, if it is installed; TensorBoard always is"

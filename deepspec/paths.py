@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +49,27 @@ def written_whole(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_left(path: Path) -> list[Path]:
+    """Remove what processes that were killed had made of ``path``, and name it; the folder must be there."""
+    removed = []
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        process = left.name.removeprefix(f".{path.name}.")
+        if process.isdecimal() and not _is_running(int(process)):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            removed.append(left)
+    return removed
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def sync(path: Path) -> None:

@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepspec.choice import chosen_state
 from deepspec.errors import ConfigError
 from deepspec.plugins import create_plugin_manager
 from deepspec.resources import writing
-from deepspec.runs import newest_state, write_json
+from deepspec.runs import write_json
 from deepspec.strategy import Parts, check_fit
 
 if TYPE_CHECKING:
@@ -82,12 +83,12 @@ def calibration_of(state: Mapping[str, Any]) -> dict[str, Any]:
     return dict(state.get("calibration", {}).get("strategy", {}))
 
 
-def store_calibration(folder: Path, calibration: Mapping[str, Any]) -> Path:
-    """Put a calibration into the newest checkpoint, where :func:`deepspec.load` finds it; the file's path.
+def store_calibration(run: str | Path, calibration: Mapping[str, Any]) -> Path:
+    """Put a calibration into the checkpoint that :func:`deepspec.load` takes for ``run``; the file's path.
 
     ``calibration["strategy"]`` are the changed parts. Raises CheckpointError, ResourceError.
     """
-    checkpoint, state = newest_state(folder)
+    checkpoint, state = chosen_state(run)
     path = checkpoint / "state.json"
     with writing(path, lambda: "give --no-save, or a copy of the run that can be written"):
         write_json(path, {**state, "calibration": calibration})

@@ -1,8 +1,9 @@
 """Run folders: what lies in them, loading a trained drafter with its target, and listing runs.
 
 ``config.json`` (the configuration), ``checkpoints/step-000450/{draft,optimizer}.safetensors, state.json``,
-``log.jsonl`` (steps and validations), ``starts.jsonl`` (command lines, commit, versions), ``tensorboard/``
-and ``eval.json``. A published drafter is the same folder with one checkpoint and no optimiser.
+``best.json`` (which is the best), ``log.jsonl`` (steps and live evaluations), ``samples.jsonl`` (texts they
+decoded), ``starts.jsonl`` (command lines, commit, versions), ``tensorboard/`` and ``eval.json``. A published
+drafter is the same folder with one checkpoint and no optimiser.
 Nothing here imports torch before :func:`load`.
 """
 
@@ -65,14 +66,15 @@ def load(
     target: Target | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Load the newest checkpoint of a run folder, or the shipped drafter ``demo``, with its target.
+    """Load the best checkpoint of a run folder, or the shipped drafter ``demo``, with its target.
 
-    A calibrator that ``deepspec calibrate`` stored takes the place of the run's own.
+    The newest one counts as the best where nothing was evaluated while training. A calibrator that
+    ``deepspec calibrate`` stored takes the place of the run's own.
 
     A target from the hub is taken at the commit that the drafter was trained for, wherever its branch is now.
 
     Args:
-        run: a run folder, or ``demo``.
+        run: a run folder, or ``demo``; ``FOLDER@last`` and ``FOLDER@STEP`` choose another checkpoint.
         device: where draft model and target go; the best there is when None.
         target_device: where the target goes when it is not to share ``device``.
         trust_remote_code: whether the target's own Python code may run; a run folder may be somebody
@@ -86,14 +88,15 @@ def load(
             trained for.
         TargetError: the target cannot be loaded.
     """
+    from deepspec.choice import chosen_state, split_run
     from deepspec.redecoding import calibration_of, check_changes, redecoded
     from deepspec.target import load_target
     from deepspec.target.load import resolve_device
     from deepspec.train.assemble import assemble
     from deepspec.train.checkpoint import read_weights
 
-    folder = run_folder(run)
-    checkpoint, state = newest_state(folder)  # its format first: a newer one may
+    folder, _ = split_run(run)
+    checkpoint, state = chosen_state(run)  # its format first: a newer one may
     config = read_config(folder)  # have settings that this version does not know
     place = resolve_device(device)
     # A target that decodes is whole in each process.
@@ -138,13 +141,19 @@ def _check_together(runs: Sequence[Run | str | Path]) -> None:
     """Raise ConfigError unless these are runs of one target, each given once."""
     if not runs:
         raise ConfigError(f"no run was given; give run folders, or {DEMO!r}")
+    from deepspec.choice import chosen_state
+
     targets: dict[Path, dict[str, Any]] = {}
     for run in runs:
-        folder = run.path if isinstance(run, Run) else run_folder(run)
-        if folder.absolute() in targets:
-            raise ConfigError(f"run {folder} is given twice; give each once")
-        found = target_record(run.target) if isinstance(run, Run) else newest_state(folder)[1]["target"]
-        targets[folder.absolute()] = found
+        if isinstance(run, Run):
+            checkpoint, found = checkpoint_path(run.path, run.step), target_record(run.target)
+        else:
+            checkpoint, state = chosen_state(run)
+            found = state["target"]
+        place = checkpoint.absolute()
+        if place in targets:
+            raise ConfigError(f"run {place.parent.parent} is given twice; give each once")
+        targets[place] = found
     (first, wanted), *others = targets.items()
     for folder, found in others:
         if found["fingerprint"] != wanted["fingerprint"]:

@@ -228,7 +228,8 @@ config, out = {str(tmp_path / "run.json")!r}, {str(tmp_path / "run")!r}
 cli.main(["train", "--config", config, "--out", out, "--no-eval"])
 """
     )
-    ended = torchrun(2, "fails", PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    paths = [str(tmp_path), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    ended = torchrun(2, "fails", PYTHONPATH=os.pathsep.join(paths))
     assert ended.code != 0
     cause = ended.err[ended.err.index("Root Cause") :]
     assert "rank      : 1" in cause

@@ -56,9 +56,7 @@ def calibrate(
     num_prompts: NumPromptsFlag = None,
     max_tokens: MaxTokensFlag = None,
     seed: SeedFlag = None,
-    save: Annotated[
-        bool, typer.Option("--save/--no-save", help="Store it with the newest checkpoint.")
-    ] = True,
+    save: Annotated[bool, typer.Option("--save/--no-save", help="Store it with the checkpoint.")] = True,
     sglang: Annotated[
         str | None, typer.Option("--sglang", metavar="FILE", help="Also write temperatures as SGLang reads.")
     ] = None,
@@ -114,7 +112,7 @@ def _write(run: str, report: CalibrationReport, *, save: bool, sglang: str | Non
     from deepspec.paths import DEMO
     from deepspec.redecoding import store_calibration
     from deepspec.resources import writing
-    from deepspec.runs import run_folder, write_json
+    from deepspec.runs import write_json
 
     said = []
     if sglang is not None:
@@ -122,7 +120,7 @@ def _write(run: str, report: CalibrationReport, *, save: bool, sglang: str | Non
             write_json(Path(sglang), report.sglang_temperatures())
         said.append(f"temperatures for SGLang: {sglang}")
     if save and run != DEMO:
-        said.append(f"stored in {store_calibration(run_folder(run), report.stored())}")
+        said.append(f"stored in {store_calibration(run, report.stored())}")
     elif save:
         said.append("not stored: the drafter that ships with DeepSpec stays as it is")
     return said

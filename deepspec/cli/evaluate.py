@@ -122,15 +122,16 @@ def evaluate(
 
 
 def _keep(run: str, report: dict[str, Any]) -> None:
-    """Put the report where training puts it, unless it is the shipped drafter or cannot be written."""
-    from pathlib import Path
-
+    """Put the report where training puts it, unless it is of the shipped drafter or of a checkpoint that was
+    chosen, or cannot be written."""
+    from deepspec.choice import split_run
     from deepspec.paths import DEMO
     from deepspec.runs import store_evaluation
 
-    if run == DEMO:
+    folder, choice = split_run(run)
+    if run == DEMO or choice is not None:
         return
     try:
-        store_evaluation(Path(run), report)
+        store_evaluation(folder, report)
     except OSError as error:
         logger.warning("not kept for `deepspec runs`: %s", error)

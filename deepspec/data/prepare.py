@@ -32,7 +32,7 @@ from deepspec.data.sources import read_sources
 from deepspec.data.writers import ExampleWriter, JsonlWriter, ParquetWriter, SeenPrompts, prompt_hash
 from deepspec.environment import versions
 from deepspec.errors import ConfigError, DataError
-from deepspec.paths import sync
+from deepspec.paths import remove_left, sync
 from deepspec.resources import writing
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ def _made_whole(out: Path) -> Iterator[Path]:
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     with _writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left(out)
+        for left in remove_left(out):
+            logger.info("%s, left by a process that was killed, is removed", left)
         partial.mkdir()
     try:
         yield partial
@@ -127,25 +128,6 @@ def _made_whole(out: Path) -> Iterator[Path]:
             partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _remove_left(out: Path) -> None:
-    """Remove what processes that were killed had made of ``out``."""
-    for left in out.parent.iterdir():
-        process = left.name.removeprefix(f".{out.name}.")
-        if process != left.name and process.isdecimal() and not _is_running(int(process)):
-            logger.info("%s, left by a process that was killed, is removed", left)
-            shutil.rmtree(left)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _writing(path: Path) -> AbstractContextManager[None]:

@@ -18,12 +18,11 @@ from deepspec.composed import Composed, compose
 from deepspec.config import EvalConfig, RunConfig
 from deepspec.errors import ConfigError
 from deepspec.evaluate.acceptance import PairedLengths, PromptLength, compare_lengths, prompt_lengths
+from deepspec.evaluate.decoding import decode_rounds, sampling_params
 from deepspec.evaluate.measure import (
     SPEED_TOKENS,
-    decode_rounds,
     make_report,
     needs_memory,
-    sampling_params,
     task_names,
 )
 from deepspec.evaluate.report import SCHEMA, EvalReport, as_json
@@ -195,10 +194,15 @@ def _loaded(runs: Sequence[Run | Strategy | str | Path]) -> list[Run | Composed]
 
 
 def run_names(runs: Sequence[Run | Composed]) -> list[str]:
-    """Each run's folder name, or its path where folders share one; a strategy's name."""
+    """Each run's folder name, or its path where folders share one, with the step where checkpoints do; a
+    strategy's name."""
     paths = [run.path if isinstance(run, Run) else Path(run.config.strategy.name) for run in runs]
     short = [DEMO if path == run_folder(DEMO) else path.name for path in paths]
-    names = [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
+    full = [
+        str(path) if paths.count(path) == 1 or not isinstance(run, Run) else f"{path}@{run.step}"
+        for run, path in zip(runs, paths, strict=True)
+    ]
+    names = [name if short.count(name) == 1 else other for name, other in zip(short, full, strict=True)]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"{twice[0]!r} is given twice; give each once, and runs by their paths")
     return names

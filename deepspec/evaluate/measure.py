@@ -6,7 +6,7 @@ At the defaults and with the demo target this decodes 128 prompts of 128 tokens 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,25 +17,23 @@ import torch
 from deepspec.composed import Composed, opened
 from deepspec.config import EvalConfig
 from deepspec.distributed import ALONE, World, join
-from deepspec.engine import Engine, SamplingParams
 from deepspec.environment import device_name, versions
 from deepspec.errors import ConfigError
 from deepspec.evaluate.acceptance import compare_lengths, measure_acceptance, prompt_lengths
+from deepspec.evaluate.decoding import decode_rounds, sampling_params
 from deepspec.evaluate.report import EvalReport, TaskResult, VerifierGain
 from deepspec.evaluate.speed import Speed, measure_speed
 from deepspec.evaluate.tasks import Prompts, collect_prompts, spread
 from deepspec.kernels import backend_for
-from deepspec.plugins import create_plugin_manager, round_observer
 from deepspec.redecoding import redecoded
 from deepspec.resources import memory, writing
 from deepspec.runs import Run, write_json
-from deepspec.sampling.streams import request_seed
 from deepspec.strategy import Parts, Strategy
 from deepspec.target import Target
 from deepspec.timeline import Timeline
 from deepspec.trace import TraceHeader, write_trace
 from deepspec.train.assemble import for_decoding
-from deepspec.types import RequestRound, RoundRecord, TracedStep
+from deepspec.types import RequestRound
 
 NUM_SPEED_PROMPTS = 8
 SPEED_TOKENS = 64
@@ -152,59 +150,6 @@ def needs_memory(config: EvalConfig) -> str:
     )
 
 
-def decode_rounds(
-    target: Target,
-    parts: Parts,
-    prompts: Sequence[Sequence[int]],
-    config: EvalConfig,
-    *,
-    observers: Sequence[Callable[[RoundRecord], None]] = (),
-    tracer: Callable[[TracedStep], None] | None = None,
-    world: World = ALONE,
-) -> list[list[RequestRound]]:
-    """Decode the prompts in batch; the rounds of each, in order. ``tracer`` is shown each step, too.
-
-    Each process decodes its share. A request's random numbers depend on its place among all prompts.
-    """
-    first, last = world.share(len(prompts))
-    if first == last:
-        return _all_rounds([], world)
-    rounds: dict[int, list[RequestRound]] = {}
-
-    def observe(record: RoundRecord) -> None:
-        for round_ in record.requests:
-            rounds.setdefault(round_.request_id, []).append(round_)
-
-    engine = Engine(
-        target,
-        parts,
-        max_batch=min(config.batch, last - first),
-        max_positions=max(len(prompt) for prompt in prompts) + config.max_tokens,
-        seed=config.seed,
-        observers=[observe, *observers, round_observer(create_plugin_manager())],
-        tracer=tracer,
-    )
-    params = sampling_params(config, max_tokens=config.max_tokens)
-    seeded = [replace(params, seed=request_seed(config.seed, number)) for number in range(first, last)]
-    completions = engine.run(prompts[first:last], seeded)
-    return _all_rounds([rounds.get(completion.request_id, []) for completion in completions], world)
-
-
-def _all_rounds(own: list[list[RequestRound]], world: World) -> list[list[RequestRound]]:
-    """Those of all processes' prompts, numbered by prompt."""
-    if world.is_alone:
-        return own
-    parts = world.gather([[asdict(round_) for round_ in rounds] for rounds in own])
-    everything = [rounds for part in parts for rounds in part]
-    return [
-        [
-            RequestRound(**{**values, "request_id": number, "tokens": tuple(values["tokens"])})
-            for values in rounds
-        ]
-        for number, rounds in enumerate(everything)
-    ]
-
-
 def decode_tasks(
     target: Target,
     parts: Parts,
@@ -234,17 +179,6 @@ def decode_tasks(
         with writing(Path(timeline), lambda: "choose another --timeline"):
             write_json(Path(timeline), steps.to_json())
     return found
-
-
-def sampling_params(config: EvalConfig, *, max_tokens: int) -> SamplingParams:
-    """The configuration's sampling; seeds come from the engine's."""
-    return SamplingParams(
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        min_p=config.min_p,
-        max_tokens=max_tokens,
-    )
 
 
 def make_report(

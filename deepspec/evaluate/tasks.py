@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 Prompts = list[tuple[int, ...]]
 ItemT = TypeVar("ItemT")
-_TASK_FILE_FORMS = '{"prompt": text} or {"messages": [...]}, each with an optional "source"'
+_TASK_FILE_FORMS = '{"prompt": text}, {"messages": [...]} or {"tokens": [...]}, with an optional "source"'
 
 
 class EvalTask(Part):
@@ -144,7 +144,8 @@ def collect_prompts(names: Sequence[str], target: Target, config: EvalConfig) ->
 
 
 def file_prompts(file: Path, tokenizer: PreTrainedTokenizerBase, num_prompts: int) -> Prompts:
-    """Prompts of a JSONL, JSON or Parquet file: raw ``{"prompt"}`` or ``{"messages"}`` for the chat template.
+    """Prompts of a JSONL, JSON or Parquet file: raw ``{"prompt"}``, ``{"messages"}`` for the chat template,
+    or ``{"tokens"}`` as they are.
 
     Raises DataError with ``file:line`` for anything else.
     """
@@ -200,5 +201,13 @@ def _encode(record: dict[str, object], source: str, tokenizer: PreTrainedTokeniz
         return encode_prompt(tokenizer, text_field(record, "prompt", source))
     if keys == {"messages"}:
         return encode_chat(tokenizer, parse_messages(record["messages"], source), source=source)
+    if keys == {"tokens"}:
+        return _tokens(record["tokens"], source)
     given = ", ".join(f'"{key}"' for key in sorted(record)) or "none"
     raise DataError(f"{source}: a prompt is {_TASK_FILE_FORMS}; given: {given}")
+
+
+def _tokens(value: object, source: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
+        raise DataError(f'{source}: "tokens" must be a list of the target\'s token ids')
+    return tuple(value)

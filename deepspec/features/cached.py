@@ -28,7 +28,7 @@ from deepspec.features.shard import (
     shard_path,
 )
 from deepspec.features.source import FeatureSource, SourceContext
-from deepspec.target import Target
+from deepspec.target import Target, load_target
 from deepspec.target.head import load_head
 from deepspec.types import Features, TokenBatch
 
@@ -46,12 +46,18 @@ class CachedFeatures(FeatureSource):
 
     @classmethod
     def open_target(cls, config: RunConfig, device: str) -> Target:
-        """Its head alone. Raises ConfigError when the cache is of another target, tokenizer or precision."""
+        """Its head alone, unless ``features.load_target``.
+
+        Raises ConfigError when the cache is of another target, tokenizer or precision.
+        """
         folder = cache_folder(config)
         record = read_record(folder)
-        head = load_head(config.target, device=device, fingerprint=record.fingerprint)
-        check_agrees(folder, record, identity_of(config, head))
-        return head
+        if config.features.load_target:
+            target = load_target(config.target, device=device)
+        else:
+            target = load_head(config.target, device=device, fingerprint=record.fingerprint)
+        check_agrees(folder, record, identity_of(config, target))
+        return target
 
     def __init__(self, context: SourceContext) -> None:
         super().__init__(context)

@@ -24,6 +24,8 @@ SHARD_BYTES = 2**28
 _PIECE_BYTES = 32
 #: Of a shard's header, about.
 _HEADER_BYTES = 1024
+#: Pieces of a text after which what was read of it is given back.
+_RELEASE_PIECES = 256
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,12 @@ class Pieces:
     def of(cls, corpus: TokenizedCorpus) -> Pieces:
         """Those of ``corpus``."""
         found: dict[int, tuple[int, int, int]] = {}
-        start = 0
-        for number, end in enumerate(corpus.ends.tolist()):
-            graded = graded_positions(corpus.supervised[start:end])
-            key = piece_key(corpus.tokens[start:end], graded)
-            found.setdefault(key, (number, num_context(graded), int(graded.sum())))
-            start = end
+        for number in range(corpus.num_pieces):
+            tokens, supervised = corpus.piece(number)
+            graded = graded_positions(supervised)
+            found.setdefault(piece_key(tokens, graded), (number, num_context(graded), int(graded.sum())))
+            if number % _RELEASE_PIECES == 0:
+                corpus.release()
         keys, order = torch.tensor(list(found), dtype=torch.int64).sort()
         numbers, context, graded_counts = torch.tensor(list(found.values()), dtype=torch.int64)[order].T
         return cls(numbers, keys, context, graded_counts, corpus.num_tokens)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 from deepspec.nn.blocks import GatedMLP, RMSNorm, additive_mask, apply_rotary
 from deepspec.nn.config import LayerConfig
@@ -79,9 +80,14 @@ class Attention(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention and gated MLP, each with a norm before it, one behind it in some families, and a residual.
 
+    With ``recomputed`` a training pass keeps the layer's inputs alone and computes it once more on the way
+    back, ``attend`` included, which has to give the same then: it may set what others read, not add to it.
+
     Args:
         config: sizes and kind. in_size: width of what attention reads, the hidden size when None.
     """
+
+    recomputed = False
 
     def __init__(self, config: LayerConfig, *, in_size: int | None = None) -> None:
         super().__init__()
@@ -103,6 +109,14 @@ class DecoderLayer(nn.Module):
         Args:
             read: what attention reads instead of the normed ``x``, where a drafter mixes more into it.
         """
+        if self.recomputed and self.training and torch.is_grad_enabled():
+            # Nothing in a layer is random, so no random state is kept either.
+            return checkpoint(
+                self._run, x, table, attend, read, use_reentrant=False, preserve_rng_state=False
+            )
+        return self._run(x, table, attend, read)
+
+    def _run(self, x: Tensor, table: Table, attend: Attend, read: Tensor | None) -> Tensor:
         attended = self.self_attn(self.input_layernorm(x) if read is None else read, table, attend)
         if not self._norms_output:
             x = x + attended

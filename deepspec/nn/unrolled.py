@@ -112,16 +112,11 @@ class Unroll:
         mask = None
         if below:
             mask = attention_mask(causal(batch), self.layers[0].self_attn.heads_per_kv, features.dtype)
-        contexts: list[_Context] = []
-
-        def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            contexts.append(_Context([keys], [values]))
-            return grouped_attention(query, keys, values, mask)
-
+        contexts = [_Context() for _ in below]
         following = batch.tokens.roll(-1, dims=1)  # wrong for a document's last row, which no anchor sees
         table = self._table(batch.positions, features.dtype)
-        keys, values = self.fill(following, features, table, [attend] * len(below))
-        return [*contexts, _Context([keys], [values])]
+        pair = self.fill(following, features, table, [context.first(mask) for context in contexts])
+        return [*contexts, _Context((pair,))]
 
     def _unroll_mask(self, batch: TokenBatch, grid: AnchorGrid, num_draft: int, dtype: torch.dtype) -> Tensor:
         """For each cell the context before its anchor, then its own place in every later step."""
@@ -138,20 +133,30 @@ class Unroll:
 
 @dataclass
 class _Context:
-    """A layer's keys and values ``[S, L, kv heads, d]``, and behind them ``[S, width, ...]`` of each step."""
+    """A layer's keys and values ``[S, L, kv heads, d]``, and behind them ``[S, width, ...]`` of each step.
 
-    keys: list[Tensor]
-    values: list[Tensor]
+    Each of its attentions knows what was there before it, since a layer may be computed once more.
+    """
+
+    pairs: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def first(self, mask: Tensor | None) -> Attend:
+        """Attention of the first pass, whose rows become the context."""
+
+        def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            self.pairs = ((keys, values),)
+            return grouped_attention(query, keys, values, mask)
+
+        return attend
 
     def attend(self, mask: Tensor, *, is_first: bool) -> Attend:
         """Attention of a step's cells; rows of the first step are among the context already."""
+        before = self.pairs
 
         def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            if not is_first:
-                self.keys.append(keys)
-                self.values.append(values)
-            seen = torch.cat(self.keys, dim=1)
-            return grouped_attention(query, seen, torch.cat(self.values, dim=1), mask[..., : seen.shape[1]])
+            pairs = self.pairs = before if is_first else (*before, (keys, values))
+            seen, read = (torch.cat(some, dim=1) for some in zip(*pairs, strict=True))
+            return grouped_attention(query, seen, read, mask[..., : seen.shape[1]])
 
         return attend
 

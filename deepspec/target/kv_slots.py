@@ -1,4 +1,4 @@
-"""What packed rows keep of each request between forwards: keys and values, beside them recurrent states."""
+"""What is kept of each request between forwards: keys and values, and recurrent states beside them."""
 
 from __future__ import annotations
 

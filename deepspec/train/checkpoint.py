@@ -6,6 +6,7 @@ that a resumed run needs to go on bit for bit.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,13 +16,16 @@ import safetensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from deepspec.choice import OPTIMIZER, WEIGHTS, file_digest
 from deepspec.environment import versions
 from deepspec.errors import CheckpointError
-from deepspec.paths import sync
+from deepspec.paths import remove_left, sync
 from deepspec.runs import FORMAT, checkpoint_path, checkpoints, write_json
 
 if TYPE_CHECKING:
     from deepspec.strategy import Parts
+
+logger = logging.getLogger(__name__)
 
 _PARTIAL = ".partial-"
 
@@ -35,8 +39,9 @@ def write_checkpoint(
     optimizer: Mapping[str, Tensor],
     state: Mapping[str, Any],
     keep: int,
+    best: Path | None = None,
 ) -> Path:
-    """Write the checkpoint of ``step`` unless it is there, then drop all but the newest ``keep``.
+    """Write the checkpoint of ``step`` unless it is there, then drop all but the newest ones and ``best``.
 
     Args:
         weights, optimizer: whole, whatever number of processes trains.
@@ -48,11 +53,27 @@ def write_checkpoint(
     final = checkpoint_path(folder, step)
     if final not in checkpoints(folder):
         _write(final, weights=weights, optimizer=optimizer, state={**_header(step, parts), **state})
-    for old in checkpoints(folder)[:-keep]:
-        doomed = old.with_name(f"{_PARTIAL}{old.name}")
-        old.rename(doomed)  # so that a half-removed one is never taken for a checkpoint
-        shutil.rmtree(doomed)
+    drop_old(folder, keep=keep, best=best)
     return final
+
+
+def drop_old(folder: Path, *, keep: int, best: Path | None) -> None:
+    """Remove all checkpoints but the newest ``keep`` and ``best``."""
+    for old in checkpoints(folder)[:-keep]:
+        if old != best:
+            doomed = old.with_name(f"{_PARTIAL}{old.name}")
+            old.rename(doomed)  # so that a half-removed one is never taken for a checkpoint
+            shutil.rmtree(doomed)
+
+
+def set_aside(folder: Path, newest: Path | None) -> None:
+    """Put damaged checkpoints past ``newest`` out of the way of those that will be written."""
+    found = checkpoints(folder)
+    for path in found[0 if newest is None else found.index(newest) + 1 :]:
+        aside = path.with_name(f"damaged-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        logger.warning("%s is put aside as %s", path, aside.name)
 
 
 def read_weights(checkpoint: Path, parts: Parts) -> None:
@@ -64,7 +85,7 @@ def read_weights(checkpoint: Path, parts: Parts) -> None:
 
 def load_weights(checkpoint: Path, parts: Parts) -> list[str]:
     """Load a checkpoint's draft weights into ``parts`` unless something does not fit, which is returned."""
-    tensors = _load(checkpoint / "draft.safetensors")
+    tensors = _load(checkpoint / WEIGHTS)
     modules = parts.modules()
     expected = modules.state_dict()
     misfits = [f"{name} is missing" for name in expected if name not in tensors]
@@ -86,16 +107,18 @@ def summary(misfits: Sequence[str]) -> str:
 
 def read_optimizer(checkpoint: Path) -> dict[str, Tensor]:
     """A checkpoint's optimiser state; raises CheckpointError when it was published without one."""
-    path = checkpoint / "optimizer.safetensors"
+    path = checkpoint / OPTIMIZER
     if not path.is_file():
         raise CheckpointError(f"{checkpoint} has no optimiser state, so training cannot go on from it")
     return _load(path)
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what an interrupted write left behind."""
+    """Remove what interrupted writes left behind."""
     for path in (folder / "checkpoints").glob(f"{_PARTIAL}*"):
         shutil.rmtree(path)
+    for path in folder.glob("*.json*"):
+        remove_left(path)
 
 
 def _header(step: int, parts: Parts) -> dict[str, Any]:
@@ -111,9 +134,10 @@ def _write(
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     try:
-        _save(weights, partial / "draft.safetensors")
-        _save(optimizer, partial / "optimizer.safetensors")
-        write_json(partial / "state.json", state)
+        _save(weights, partial / WEIGHTS)
+        _save(optimizer, partial / OPTIMIZER)
+        digests = {name: file_digest(partial / name) for name in (WEIGHTS, OPTIMIZER)}
+        write_json(partial / "state.json", {**state, "digests": digests})
         sync(partial)
         partial.rename(final)
         sync(final.parent)

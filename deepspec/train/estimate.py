@@ -37,7 +37,7 @@ class TrainingEstimate:
         text_tokens: of the training text; num_rows: rows it is packed into.
         step_tokens: of the second step, padding left out; epochs: times that the run reads each row.
         memory_bytes: the largest so far: allocated on a CUDA device, else of the whole process.
-        disk_bytes: of the checkpoints that are kept and the one being written; free_bytes: where they go.
+        disk_bytes: of the newest checkpoints, the best and the one being written; free_bytes: where they go.
         step_seconds: of the second step. seconds: of all steps, without validations and checkpoints.
     """
 
@@ -86,7 +86,7 @@ def estimate(config: RunConfig, manager: pluggy.PluginManager | None = None) -> 
         step_tokens=done.num_tokens,
         epochs=config.train.num_steps * config.train.sequences_per_step / trainer.sampler.num_rows,
         memory_bytes=_peak_memory(trainer),
-        disk_bytes=(config.train.keep_checkpoints + 1) * sum(tensor.nbytes for tensor in saved),
+        disk_bytes=(config.train.keep_checkpoints + 2) * sum(tensor.nbytes for tensor in saved),
         free_bytes=shutil.disk_usage(existing_parent(folder)).free,
         step_seconds=seconds,
         seconds=seconds * config.train.num_steps,

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepspec.errors import CheckpointError
-from deepspec.paths import runs_root
+from deepspec.paths import remove_left, runs_root
 from deepspec.runs import read_config
 
 if TYPE_CHECKING:
     from deepspec.config import RunConfig
 
 #: What a resumed run may have different: where it runs, finds its features and logs to, what is trusted, how
-#: it is measured afterwards.
+#: it is measured afterwards. Live evaluations sample by the rest of ``eval``.
 _FREE_KEYS = (
     "out",
     "device",
@@ -25,7 +25,10 @@ _FREE_KEYS = (
     "features.folder",
     "train.parallel",
     "train.tracker",
-    "eval.",
+    "eval.tasks",
+    "eval.num_prompts",
+    "eval.max_tokens",
+    "eval.batch",
 )
 
 #: What each process of a run may have different.
@@ -53,6 +56,8 @@ def open_folder(config: RunConfig, *, resume: bool) -> Path:
             f"{folder} already holds a run; go on with it (deepspec train --resume --out {folder}), or "
             "choose another --out"
         )
+    if folder.is_dir():
+        remove_left(folder / "config.json")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not an empty folder; choose another --out")
     return folder
@@ -62,11 +67,7 @@ def differing_keys(saved: RunConfig, given: RunConfig) -> list[str]:
     """Dotted keys in which a resumed run would differ and must not."""
     old, new = (dict(_leaves(config.model_dump(mode="json"))) for config in (saved, given))
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    return [
-        key
-        for key in keys
-        if not any(key == free or (free[-1] == "." and key.startswith(free)) for free in _FREE_KEYS)
-    ]
+    return [key for key in keys if key not in _FREE_KEYS]
 
 
 def values_to_share(config: RunConfig) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from deepspec.choice import chosen_state, split_run
 from deepspec.errors import CheckpointError, ConfigError
-from deepspec.runs import check_target, newest_state, pinned, read_config, run_folder
+from deepspec.runs import check_target, pinned, read_config
 from deepspec.train.checkpoint import load_weights, summary
 
 if TYPE_CHECKING:
@@ -25,8 +26,7 @@ def settings_of(run: str) -> dict[str, Any]:
 
     Where things run, and whether foreign code may, is not the run's to say.
     """
-    folder = run_folder(run)
-    config = pinned(read_config(folder), newest_state(folder)[1])
+    config = pinned(read_config(split_run(run)[0]), chosen_state(run)[1])
     target = config.target.model_dump(include={"name", "revision", "dtype"})
     return {"strategy": config.strategy.model_dump(mode="json"), "target": target}
 
@@ -38,8 +38,8 @@ def start_from_run(run: str, parts: Parts, target: Target) -> dict[str, Any]:
         CheckpointError: no run, or one without a checkpoint.
         ConfigError: a drafter for another target, or of other shapes.
     """
-    folder = run_folder(run)
-    checkpoint, state = newest_state(folder)
+    folder, _ = split_run(run)
+    checkpoint, state = chosen_state(run)
     try:
         check_target(state, target, folder)
     except CheckpointError as error:

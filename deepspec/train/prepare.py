@@ -5,7 +5,6 @@ All input is checked here, and the run folder is made only when nothing is left 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,33 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from deepspec.choice import newest_whole
 from deepspec.config import RunConfig
 from deepspec.data import BatchSampler, TokenizedCorpus
 from deepspec.distributed import ALONE, World
 from deepspec.errors import CheckpointError, ConfigError
 from deepspec.evaluate.tasks import collect_prompts
 from deepspec.features import FeatureSource, SourceContext
-from deepspec.paths import written_whole
 from deepspec.plugins import resolve_part
 from deepspec.records import TrainingCost
-from deepspec.resources import writing
-from deepspec.runs import (
-    check_target,
-    newest_checkpoint,
-    pinned,
-    read_state,
-    write_json,
-)
+from deepspec.runs import check_target, pinned, read_state, write_json
 from deepspec.strategy import Strategy
 from deepspec.target import Target
 from deepspec.target.load import resolve_device
 from deepspec.train.assemble import assemble, copy_target_layers
-from deepspec.train.checkpoint import read_optimizer, read_weights, remove_partial
+from deepspec.train.checkpoint import read_optimizer, read_weights, remove_partial, set_aside
 from deepspec.train.initial import start_from_run
+from deepspec.train.logs import cut_logs
 from deepspec.train.shares import check_share, told_by
 from deepspec.train.text import corpora
 from deepspec.train.trainer import Trainer, make_objective
-from deepspec.train.validation import Validation
+from deepspec.train.validation import Validation, say_what_is_not_decoded, write_prompts
 
 if TYPE_CHECKING:
     import pluggy
@@ -133,6 +126,8 @@ def prepare(
         first_step, cost = _resumed(folder, begun, built.trainer)
     else:
         first_step, cost = _started(folder, config, built.trainer)
+    if world.is_main:
+        write_prompts(folder, built.validation)
     return Prepared(
         folder=folder,
         trainer=built.trainer,
@@ -145,7 +140,7 @@ def prepare(
 
 
 def _newest(folder: Path) -> str | None:
-    found = newest_checkpoint(folder)
+    found = newest_whole(folder)
     return None if found is None else str(found)
 
 
@@ -178,7 +173,8 @@ def build(
     source.check((corpus, held_out))
     rows = {"sequences": config.train.sequences_per_step, "sequence_length": config.data.sequence_length}
     sampler = BatchSampler(corpus, **rows, seed=config.seed)
-    validation = Validation.of(held_out, **rows, max_positions=target.info.max_positions)
+    validation = Validation.of(held_out, config, max_positions=target.info.max_positions)
+    say_what_is_not_decoded(validation, target)
     if config.train.init_from is None and config.train.init_from_target is not False:
         _start_from_target(parts, target, is_required=config.train.init_from_target is True)
     trainer = Trainer(
@@ -278,7 +274,7 @@ def _started(folder: Path, config: RunConfig, trainer: Trainer) -> tuple[int, Tr
 
 
 def _resumed(folder: Path, checkpoint: Path | None, trainer: Trainer) -> tuple[int, TrainingCost]:
-    """Load the newest checkpoint into ``trainer`` and drop what was logged after it."""
+    """Load the checkpoint to go on from into ``trainer`` and drop what was logged after it."""
     step, cost = 0, _NOTHING
     if checkpoint is None:
         trainer.begin()
@@ -288,9 +284,7 @@ def _resumed(folder: Path, checkpoint: Path | None, trainer: Trainer) -> tuple[i
         trainer.begin()
         trainer.optimizer.load_state_tensors(moments)
     if trainer.world.is_main:
-        remove_partial(folder)
-        _cut_log(folder / "log.jsonl", step)
-    logger.info("going on after step %d of %s", step, folder)
+        _clean(folder, checkpoint, step, trainer.config.train.num_steps)
     return step, cost
 
 
@@ -302,15 +296,11 @@ def _read(checkpoint: Path, folder: Path, trainer: Trainer) -> tuple[dict[str, A
     return state, read_optimizer(checkpoint)
 
 
-def _cut_log(path: Path, step: int) -> None:
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            logger.warning("%s: a damaged line is dropped", path)
-    with writing(path, lambda: "make room and try again"), written_whole(path) as partial:
-        partial.write_text("".join(kept), encoding="utf-8")
+def _clean(folder: Path, checkpoint: Path | None, step: int, num_steps: int) -> None:
+    remove_partial(folder)
+    set_aside(folder, checkpoint)
+    logged = cut_logs(folder, step)
+    where = f"step {step} of {num_steps}" if step else "the start"
+    why = "no whole checkpoint is there" if checkpoint is None else f"{checkpoint.name} is the last whole one"
+    again = f"; steps {step + 1} to {logged}, done after it, are done again" if logged > step else ""
+    logger.info("going on from %s in %s: %s%s", where, folder, why, again)

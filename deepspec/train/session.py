@@ -22,9 +22,10 @@ from deepspec.records import TrainingCost
 from deepspec.resources import memory, writing
 from deepspec.runs import Run, checkpoint_path, newest_checkpoint, target_record
 from deepspec.train.between import StepClock, Stop, stop_signals
-from deepspec.train.checkpoint import write_checkpoint
+from deepspec.train.checkpoint import drop_old, write_checkpoint
 from deepspec.train.flops import StepFlops, count_step
 from deepspec.train.folder import open_folder, values_to_share
+from deepspec.train.live import LiveEvaluations, take_best
 from deepspec.train.logs import RunLog, check_tracker
 from deepspec.train.prepare import Prepared, prepare, run_config
 from deepspec.train.trainer import StepResult, memory_advice
@@ -100,13 +101,15 @@ def train(
     with stop_signals() as stop, world.watched(session.how_to_go_on):
         session.run(stop)
         parts = prepared.trainer.decoding_parts(manager)
+        step = world.from_main(lambda: take_best(prepared.folder, parts))
+        world.spread_(list(parts.modules().state_dict().values()))
     parts.modules().eval()
     return Run(
         path=prepared.folder,
         config=settings,
         target=prepared.trainer.target,
         parts=parts,
-        step=settings.train.num_steps,
+        step=step,
         cost=session.cost,
     )
 
@@ -126,13 +129,14 @@ class _Session:
         self._observers = tuple(observers)
         self._hook = manager.hook.deepspec_step_trained
         self._clock = StepClock(self.config.log_every)
-        self._log = (
-            RunLog(
-                prepared.folder, prepared.trainer.config, first_step=self.first_step, advice=self._disk_advice
-            )
-            if self.world.is_main
-            else None
+        self._log = RunLog(
+            prepared.folder,
+            prepared.trainer.config,
+            first_step=self.first_step,
+            advice=self._disk_advice,
+            is_silent=not self.world.is_main,
         )
+        self.live = LiveEvaluations(prepared.folder, self._log, patience=self.config.patience)
         self._expected = 0.0
         self.cost = prepared.cost
         self.vocabulary_coverage = prepared.vocabulary_coverage
@@ -140,15 +144,19 @@ class _Session:
 
     def run(self, stop: Stop) -> None:
         """All steps that are left; raises TrainingError when it has to stop."""
-        if self.first_step == self.config.num_steps:
+        is_whole = not self._is_due(self.first_step) or self.world.from_main(
+            lambda: self.live.has(self.first_step)
+        )
+        if is_whole and (self.first_step == self.config.num_steps or self._stops_early(self.first_step)):
             return
         try:
-            if self._log is not None:
-                self._log.started(self.first_step, self.trainer.device, num_processes=self.world.size)
-            self._run_steps(stop)
+            self._log.started(self.first_step, self.trainer.device, num_processes=self.world.size)
+            if not is_whole:  # the run was stopped before it, or in it
+                self._validate(self.first_step)
+            if not self._stops_early(self.first_step):
+                self._run_steps(stop)
         finally:
-            if self._log is not None:
-                self._log.close()
+            self._log.close()
 
     def _run_steps(self, stop: Stop) -> None:
         steps = self.config.num_steps
@@ -159,16 +167,35 @@ class _Session:
             self._step(number, flops)
             if done % self.config.checkpoint_every == 0 or done == steps:
                 self._save(done)
-            if (done % self.config.validate_every == 0 or done == steps) and not self._signal(stop):
+            if self._is_due(done) and not self._signal(stop):
                 self._validate(done)
             if signal_name := self._signal(stop):
                 raise self.world.agreed(self._interrupted(signal_name, done))
+            if self._stops_early(done):
+                break
 
     def _signal(self, stop: Stop) -> str | None:
         """The signal that reached some process."""
         names = ("SIGTERM", "SIGINT")
         counts = self.world.add_up([float(stop.signal_name == name) for name in names])
         return next((name for name, count in zip(names, counts, strict=True) if count), None)
+
+    def _is_due(self, step: int) -> bool:
+        """Whether a live evaluation belongs behind ``step``."""
+        is_last = step == self.config.num_steps
+        return (
+            self.validation is not None and step > 0 and (step % self.config.validate_every == 0 or is_last)
+        )
+
+    def _stops_early(self, step: int) -> bool:
+        if not self._is_due(step) or step == self.config.num_steps:
+            return False
+        reason = self.world.from_main(lambda: self.live.reason_to_stop)
+        if reason is None:
+            return False
+        self._save(step)
+        logger.info("training stops after step %d of %d: %s", step, self.config.num_steps, reason)
+        return True
 
     def _interrupted(self, signal_name: str, step: int) -> TrainingInterruptedError:
         """Save where the run stands, and say how to go on from there."""
@@ -191,13 +218,12 @@ class _Session:
         self._clock.add(seconds, result.num_tokens)
         self.cost += TrainingCost(result.num_tokens, seconds, flops.total, flops.target)
         record = self._record(number + 1, result)
-        if self._log is None:
-            return
         if is_logged:
             self._log.write("step", asdict(record))
-        for observe in self._observers:
-            observe(record)
-        self._hook(record=record)
+        if self.world.is_main:
+            for observe in self._observers:
+                observe(record)
+            self._hook(record=record)
 
     def _record(self, step: int, result: StepResult) -> StepRecord:
         if result.expected_accepted_length is not None:
@@ -224,6 +250,7 @@ class _Session:
         weights, moments = self.trainer.weights(), self.trainer.moments()
 
         def write() -> str:
+            self._log.sync()
             with writing(checkpoint_path(self.folder, step), self._disk_advice):
                 path = write_checkpoint(
                     self.folder,
@@ -233,6 +260,7 @@ class _Session:
                     optimizer=moments,
                     state=state,
                     keep=self.config.keep_checkpoints,
+                    best=self.live.best,
                 )
             return str(path)
 
@@ -243,16 +271,13 @@ class _Session:
             return
         with memory(lambda: self._validation_needs_memory(step)):
             found = self.validation.measure(self.trainer)
-        if self._log is None:
-            return
-        self._log.write("validation", {"step": step, **asdict(found)})
-        decoded = "-" if found.accepted_length is None else f"{found.accepted_length:.3f}"
-        logger.info(
-            "step %d: held-out text, expected accepted length %.3f, decoded %s",
-            step,
-            found.expected_accepted_length,
-            decoded,
-        )
+        if self.world.from_main(lambda: self.live.add(step, found)):
+            self._save(step)
+            self.world.from_main(self._keep_best)
+
+    def _keep_best(self) -> None:
+        self.live.keep_best()
+        drop_old(self.folder, keep=self.config.keep_checkpoints, best=self.live.best)
 
     def _check_finite(self, step: int, result: StepResult) -> None:
         for what, value in (("loss", result.loss), ("gradient norm", result.gradient_norm)):

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from deepspec.data import TokenizedCorpus
     from deepspec.target import Target
 
+#: Pieces of a text that are compared between processes.
+_TOLD_PIECES = 256
+
 
 def check_share(config: TrainConfig, world: World) -> None:
     """Raise ConfigError when a step has not a row for each process."""
@@ -32,8 +35,14 @@ def check_share(config: TrainConfig, world: World) -> None:
 
 def told_by(target: Target, corpus: TokenizedCorpus) -> dict[str, object]:
     """What tells other weights, or another text, from those of the other processes."""
-    tokens = {"tokens": corpus.num_tokens, "sum of tokens": int(corpus.tokens.sum())}
-    return {"target fingerprint": target.fingerprint, **tokens, "labels": int(corpus.supervised.sum())}
+    some = range(0, corpus.num_pieces, max(1, corpus.num_pieces // _TOLD_PIECES))
+    content = [int((tokens + supervised.int()).sum()) for tokens, supervised in map(corpus.piece, some)]
+    return {
+        "target fingerprint": target.fingerprint,
+        "tokens": corpus.num_tokens,
+        "pieces": corpus.num_pieces,
+        "sum over some pieces": sum(content),
+    }
 
 
 def own_rows(batch: TokenBatch, world: World) -> TokenBatch:

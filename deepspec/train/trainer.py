@@ -30,6 +30,7 @@ from deepspec.train.objective import BlockObjective, Graded
 from deepspec.train.optimizer import DraftOptimizer
 from deepspec.train.output_weights import OutputWeights
 from deepspec.train.position_weights import make_position_weights
+from deepspec.train.recompute import recompute_layers
 from deepspec.train.sharding import DraftModel, shard_, unshard_, whole_tensors
 from deepspec.train.shares import own_parts, sum_graded, sum_gradients_, with_label
 from deepspec.train.terms import ObjectiveTerm
@@ -100,11 +101,14 @@ def make_objective(parts: Parts, target: Target, manager: pluggy.PluginManager) 
 
 def memory_advice(config: TrainConfig) -> str:
     """What to set when the memory does not hold a step."""
-    return (
+    advice = (
         f"lower --set train.anchors_per_sequence (now {config.anchors_per_sequence}) or "
         f"--set train.sequences_per_step (now {config.sequences_per_step}), or raise "
         f"--set train.accumulation (now {config.accumulation}), which changes no result"
     )
+    if config.gradient_checkpointing:
+        return advice
+    return f"{advice}, or --set train.gradient_checkpointing=true, which changes none either"
 
 
 def _own_precision(target: Target) -> torch.autocast:
@@ -144,6 +148,8 @@ class Trainer:
         assert isinstance(parts.drafter, Drafter), "what has no weights to train is refused before"
         self.modules = DraftModel(parts.drafter, parts.head)
         self.drafter = parts.drafter
+        if config.train.gradient_checkpointing:
+            recompute_layers(self.drafter)
         self.source = source or OnlineFeatures(SourceContext.of(config, target, self.drafter))
         # Before weights are shared out: a share has no rows of its own.
         self._vocab_sizes = {target.info.vocab_size, len(self.drafter.readout().weight)}

@@ -182,11 +182,9 @@ class DFlashDrafter(Drafter[BlockState]):
         mask = attention_mask(self._seen(batch, grid), self._layers[0].self_attn.heads_per_kv, x.dtype)
         table = rotary_table(positions, self._rope, x.dtype)
         for layer in self._layers:
-            context = layer.self_attn.keys_values(injected, context_table)
 
-            def attend(
-                query: Tensor, keys: Tensor, values: Tensor, context: tuple[Tensor, Tensor] = context
-            ) -> Tensor:
+            def attend(query: Tensor, keys: Tensor, values: Tensor, own: DecoderLayer = layer) -> Tensor:
+                context = own.self_attn.keys_values(injected, context_table)
                 keys, values = torch.cat([context[0], keys], dim=1), torch.cat([context[1], values], dim=1)
                 return grouped_attention(query, keys, values, mask)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from deepspec.data import Message, TextExample, cache, tokenize, tokenize_once
+from deepspec.data import Message, TextExample, cache, mapped, tokenize, tokenize_once
+from deepspec.data.corpus import pieces
 from deepspec.data.examples import ChatExample
 from deepspec.errors import DataError
 from deepspec.paths import cache_root
@@ -36,9 +39,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def counted(*arguments, **options):
         made.append(1)
-        return tokenize(*arguments, **options)
+        return pieces(*arguments, **options)
 
-    monkeypatch.setattr(cache, "tokenize", counted)
+    monkeypatch.setattr(cache, "pieces", counted)
     return made
 
 
@@ -49,8 +52,8 @@ def once(examples=EXAMPLES, tokenizer=None, **options):
 
 
 def assert_same(corpus, other):
-    for field in fields(corpus):
-        assert torch.equal(getattr(corpus, field.name), getattr(other, field.name))
+    for name in ("tokens", "supervised", "ends", "documents"):
+        assert torch.equal(getattr(corpus, name), getattr(other, name))
 
 
 def test_the_second_run_reads_what_the_first_one_made(calls, folder):
@@ -80,7 +83,7 @@ def test_text_that_is_refused_is_refused_every_time(folder):
     for _ in range(2):
         with pytest.raises(DataError, match="f:1: the text uses the token"):
             once(reserved_token_ids=(E_ID,))
-    assert not folder.exists()
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", ["cut", "foreign", "uneven"])
@@ -88,7 +91,9 @@ def test_a_damaged_or_foreign_entry_is_said_and_replaced(damage, calls, folder, 
     first = once()
     (entry,) = folder.iterdir()
     if damage == "cut":
-        entry.write_bytes(entry.read_bytes()[:-5])
+        content = entry.read_bytes()
+        entry.unlink()  # the first corpus goes on reading it
+        entry.write_bytes(content[:-5])
     elif damage == "foreign":
         save_file({"weights": torch.zeros(3)}, entry)
     else:
@@ -106,12 +111,39 @@ def test_a_cache_that_cannot_be_written_is_said_and_done_without(folder, caplog)
     assert "cannot be cached" in caplog.text
 
 
-def test_a_full_disk_leaves_nothing_behind(monkeypatch, folder, caplog):
-    def fail(tensors, path):
-        path.write_bytes(b"half")
+def test_a_full_disk_leaves_nothing_behind_and_the_tokens_in_memory(monkeypatch, folder, caplog):
+    first = once()
+    for entry in folder.iterdir():
+        entry.unlink()
+
+    def fail(spools, file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache, "save_file", fail)
-    once()
+    monkeypatch.setattr(mapped._Spools, "copy_to", fail)
+    assert_same(once(), first)
     assert "No space left" in caplog.text
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["an even one", "an odd text"])
+def test_tokens_are_read_from_the_file_and_are_those_made_in_memory(text):
+    examples = [TextExample("f:1", text), *EXAMPLES]
+    found = once(examples)
+    assert found.file is not None
+    in_memory = tokenize(examples, tiny_tokenizer.tokenizer(), sequence_length=16)
+    assert_same(found, in_memory)
+    found.release()
+    assert_same(found, in_memory)
+
+
+def test_what_a_killed_process_left_of_an_entry_is_removed(folder):
+    once()
+    (entry,) = folder.iterdir()
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    left = [folder / f".{entry.name}.{number}" for number in (gone.pid, os.getppid())]
+    entry.unlink()
+    for path in left:
+        path.write_bytes(b"half")
+    once()
+    assert set(folder.iterdir()) == {entry, left[1]}

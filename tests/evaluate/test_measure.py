@@ -12,7 +12,7 @@ from deepspec.engine import Engine
 from deepspec.errors import ConfigError, DataError, TargetError
 from deepspec.evaluate import evaluate
 from deepspec.evaluate.acceptance import tokens_gained
-from deepspec.evaluate.measure import decode_rounds, sampling_params
+from deepspec.evaluate.decoding import decode_rounds, sampling_params
 from deepspec.evaluate.speed import measure_speed
 from deepspec.evaluate.tasks import collect_prompts
 from deepspec.redecoding import redecoded

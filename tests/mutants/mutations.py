@@ -391,8 +391,8 @@ MUTANTS = (
     Mutant(
         "the first step's key twice",
         "deepspec/nn/unrolled.py",
-        "if not is_first:",
-        "if True:",
+        "before if is_first else (*before, (keys, values))",
+        "(*before, (keys, values))",
         "training weighs the anchor's own row twice, decoding once",
         UNROLLED,
     ),

@@ -99,7 +99,8 @@ def load(
     checkpoint, state = chosen_state(run)  # its format first: a newer one may
     config = read_config(folder)  # have settings that this version does not know
     place = resolve_device(device)
-    placed = {"device": target_device, "trust_remote_code": trust_remote_code}
+    # A target that decodes is whole in each process.
+    placed = {"device": target_device, "trust_remote_code": trust_remote_code, "parallel": "none"}
     built = pinned(config, state)
     target = target or load_target(built.target.model_copy(update=placed), device=str(place))
     check_target(state, target, folder)

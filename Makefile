@@ -6,7 +6,7 @@ VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup train test test-all test-oldest plugins mutants bench lint
+.PHONY: setup train test test-all test-oldest plugins speculators mutants bench lint
 
 setup: $(STAMP)
 
@@ -41,6 +41,18 @@ test-oldest:
 	test -x $(OLDEST) || python3.11 -m venv .venv-oldest
 	$(OLDEST) -m pip install -q -e ".[test]" "torch==2.9.*" "transformers==5.10.*"
 	$(OLDEST) $(PYTEST) $(ARGS)
+
+# Loads exports with the real speculators, in an environment of its own that sees this one's packages, so that it
+# brings no torch.
+SPECULATORS := .venv-speculators
+SPECULATORS_NEEDS := speculators==0.9.0 hs-connectors==0.9.0 pydantic-settings python-dotenv loguru openai httpx \
+    sniffio aiohttp psutil
+speculators: setup
+	test -x $(SPECULATORS)/bin/python || $(BIN)/python -m venv --without-pip $(SPECULATORS)
+	$(BIN)/python -c "import pathlib, sysconfig; here = sysconfig.get_path('purelib'); \
+	    pathlib.Path(here.replace('$(VENV)', '$(SPECULATORS)'), 'main.pth').write_text(here)"
+	$(BIN)/python -m pip --python $(SPECULATORS)/bin/python install -q --no-deps $(SPECULATORS_NEEDS)
+	DEEPSPEC_SPECULATORS_PYTHON=$(SPECULATORS)/bin/python $(BIN)/python -m pytest tests/formats/test_speculators.py $(ARGS)
 
 bench: setup
 	failed=0; for part in bench training divergence; do \

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import kernel_tables
+import scaling_table
 import scheduling_tables
 import simulate_table
 import train_tables
@@ -199,6 +200,7 @@ TABLES = {
     "decoding": _decoding_table,
     "verifiers": _verifiers_table,
     "training": _training_table,
+    "scaling": scaling_table.table,
     "objectives": _objectives_table,
     "strategies": _strategies_table,
     "strategies-cuda": _strategies_table,

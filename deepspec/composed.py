@@ -17,17 +17,23 @@ from deepspec.runs import Run, load
 from deepspec.strategy import Strategy
 
 if TYPE_CHECKING:
+    from deepspec.formats.opened import Origin
     from deepspec.strategy import Parts
     from deepspec.target import Target
 
 
 @dataclass(frozen=True)
 class Composed:
-    """A strategy's parts on their target, as a :class:`deepspec.runs.Run` has them."""
+    """A strategy's parts on their target, as a :class:`deepspec.runs.Run` has them.
+
+    Attributes:
+        origin: the other project's checkpoint that the weights are from, None where there is none.
+    """
 
     config: RunConfig
     target: Target
     parts: Parts
+    origin: Origin | None = None
 
 
 def compose(config: RunConfig, target: Target | None = None) -> Composed:

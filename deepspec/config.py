@@ -34,6 +34,10 @@ class TargetConfig(_Config):
         default="auto", description="what its weights are held in"
     )
     device: str | None = Field(default=None, description="where it runs; null is the run's device")
+    parallel: Literal["none", "fsdp"] = Field(
+        default="none",
+        description="under torchrun: none holds it whole in each process, fsdp shares out its layers",
+    )
     trust_remote_code: bool = Field(default=False, description="whether the model's own Python code may run")
 
 
@@ -79,9 +83,13 @@ class TrainConfig(_Config):
     """How the drafter is trained."""
 
     num_steps: int = Field(default=450, ge=1, description="optimiser steps")
-    sequences_per_step: int = Field(default=8, ge=1, description="rows per step and device")
+    sequences_per_step: int = Field(default=8, ge=1, description="rows per step, of all processes")
     accumulation: int = Field(
         default=1, ge=1, description="parts a step's rows are computed in, to save memory"
+    )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp",
+        description="under torchrun: ddp holds the drafter whole in each process, fsdp gives each a share",
     )
     gradient_checkpointing: bool = Field(
         default=False,

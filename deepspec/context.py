@@ -44,6 +44,7 @@ class LayerTraits:
         value_norm: values are normed, without weights.
         keys_are_values: one projection gives keys and values.
         attention_scale: what scores are multiplied by; None is head size ** -0.5.
+        scaled: what the layer gives is multiplied by a number of its own.
     """
 
     unit_offset: bool = False
@@ -52,6 +53,7 @@ class LayerTraits:
     value_norm: bool = False
     keys_are_values: bool = False
     attention_scale: float | None = None
+    scaled: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ from collections.abc import Iterable
 class DeepSpecError(Exception):
     """Base of every deliberate error; the command line prints it in one line."""
 
+    #: Whether every process of a distributed run knows of it.
+    is_told = False
+
 
 class ConfigError(DeepSpecError, ValueError):
     """A setting, strategy or part that does not exist or does not fit the others."""
@@ -40,6 +43,16 @@ class ServerError(DeepSpecError):
 
 class ResourceError(DeepSpecError):
     """Memory or disk that ran out; the message says what to lower or what to do."""
+
+
+class DistributedError(DeepSpecError):
+    """Another process of a distributed run that did not come, or is gone."""
+
+
+class ElsewhereError(DeepSpecError):
+    """This process ends because of an error in another one, which tells it."""
+
+    is_told = True
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -156,7 +156,13 @@ def resolve_part(manager: pluggy.PluginManager, kind: str, name: str) -> Any:
 
 def part_names(manager: pluggy.PluginManager, kind: str) -> list[str]:
     """Names of all registered parts of a kind (imports every part)."""
-    return [part.name for part in list_parts(manager) if _load_part(part).kind == kind]
+    return [cls.name for cls in part_classes(manager, kind)]
+
+
+def part_classes(manager: pluggy.PluginManager, kind: str) -> list[Any]:
+    """All registered parts of a kind (imports every part)."""
+    classes = [_load_part(part) for part in list_parts(manager)]
+    return [cls for cls in classes if cls.kind == kind]
 
 
 def describe_plugins(manager: pluggy.PluginManager) -> list[dict[str, Any]]:

@@ -99,7 +99,8 @@ def load(
     checkpoint, state = chosen_state(run)  # its format first: a newer one may
     config = read_config(folder)  # have settings that this version does not know
     place = resolve_device(device)
-    placed = {"device": target_device, "trust_remote_code": trust_remote_code}
+    # A target that decodes is whole in each process.
+    placed = {"device": target_device, "trust_remote_code": trust_remote_code, "parallel": "none"}
     built = pinned(config, state)
     target = target or load_target(built.target.model_copy(update=placed), device=str(place))
     check_target(state, target, folder)
@@ -306,9 +307,12 @@ def store_evaluation(folder: Path, report: Mapping[str, Any]) -> None:
     write_json(folder / "eval.json", report)
 
 
-def _accepted_length(folder: Path) -> float | None:
+def evaluation_of(folder: Path) -> dict[str, Any] | None:
+    """What :func:`store_evaluation` kept, None when there is nothing."""
     path = folder / "eval.json"
-    if not path.is_file():
-        return None
-    mean = read_json(path).get("accepted_length", {}).get("mean")
+    return read_json(path) if path.is_file() else None
+
+
+def _accepted_length(folder: Path) -> float | None:
+    mean = (evaluation_of(folder) or {}).get("accepted_length", {}).get("mean")
     return float(mean) if isinstance(mean, int | float) else None

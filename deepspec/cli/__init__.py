@@ -20,12 +20,15 @@ from deepspec.cli import (
     data,
     doctor,
     evaluate,
+    export,
     features,
     generate,
+    inspect,
     plugins,
     profile,
     report,
     runs,
+    serve_check,
     simulate,
     train,
 )
@@ -41,6 +44,10 @@ app = typer.Typer(
 )
 
 
+#: What several processes can do together.
+_SHARED = ("train", "eval", "features")
+
+
 def _version(value: bool) -> None:
     if value:
         from deepspec import __version__
@@ -51,11 +58,20 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    from deepspec.distributed import of_environment
+    from deepspec.errors import ConfigError
+
+    command = context.invoked_subcommand
+    if command not in _SHARED and not of_environment().is_alone:
+        raise ConfigError(
+            f"`deepspec {command}` is one process's work; start it without torchrun (several share that of "
+            f"{', '.join(_SHARED)})"
+        )
 
 
 app.command("train")(train.train)
@@ -67,6 +83,9 @@ app.command("generate")(generate.generate)
 app.command("profile")(profile.profile)
 app.command("report")(report.report)
 app.command("simulate")(simulate.simulate)
+app.command("inspect")(inspect.inspect)
+app.command("export")(export.export)
+app.command("serve-check")(serve_check.serve_check)
 app.command("check")(check.check)
 app.command("runs")(runs.runs)
 app.add_typer(plugins.app, name="plugins")

@@ -18,6 +18,8 @@ from rich.logging import RichHandler
 from rich.table import Column, Table
 from rich.text import Text
 
+from deepspec.distributed import of_environment
+
 #: Wide enough that tables are not cut where nobody sees a terminal.
 _PIPE_WIDTH = 160
 
@@ -67,10 +69,14 @@ def print_json(value: Any) -> None:
 
 
 def set_up_logging(*, quiet: bool = False, verbose: int = 0) -> None:
-    """DeepSpec's logs to standard error, other libraries' warnings with ``-v``, errors alone with ``-q``."""
+    """DeepSpec's logs to standard error, other libraries' warnings with ``-v``, errors alone with ``-q``.
+
+    Of several processes only the main one logs more than errors.
+    """
     if not verbose:
         for name in ("HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"):
             os.environ.setdefault(name, "error")  # they keep their own loggers; a user's setting wins
+    quiet = quiet or not of_environment().is_main
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
     handler: logging.Handler = logging.StreamHandler()
     if sys.stderr.isatty():  # passes through rich, so that a line does not break a progress bar

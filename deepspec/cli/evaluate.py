@@ -29,7 +29,14 @@ from deepspec.cli.measuring import (
     given_settings,
     joined,
 )
-from deepspec.cli.subject import OptionFlag, RunArgument, TargetFlag, UntrainedFlag, open_subject
+from deepspec.cli.subject import (
+    DraftFlag,
+    OptionFlag,
+    RunArgument,
+    TargetFlag,
+    UntrainedFlag,
+    open_subject,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +45,7 @@ def evaluate(
     run: RunArgument = None,
     *,
     strategy: UntrainedFlag = None,
+    draft: DraftFlag = None,
     target: TargetFlag = None,
     set_: OptionFlag = None,
     tasks: TasksFlag = None,
@@ -77,24 +85,31 @@ def evaluate(
     set_up_logging(quiet=quiet, verbose=verbose)
     import deepspec
     from deepspec.cli.results import result_table
+    from deepspec.distributed import join
 
-    given = given_settings(
-        tasks,
-        task_file,
-        temperature=temperature,
-        batch=batch,
-        num_prompts=num_prompts,
-        max_tokens=max_tokens,
-        seed=seed,
+    world = join()
+    given = world.together(
+        lambda: given_settings(
+            tasks,
+            task_file,
+            temperature=temperature,
+            batch=batch,
+            num_prompts=num_prompts,
+            max_tokens=max_tokens,
+            seed=seed,
+        )
     )
-    loaded = open_subject(
-        run,
-        strategy,
-        target=target,
-        sets=set_,
-        device=device,
-        target_device=target_device,
-        trust_remote_code=trust_remote_code,
+    loaded = world.together(
+        lambda: open_subject(
+            run,
+            strategy,
+            draft=draft,
+            target=target,
+            sets=set_,
+            device=device,
+            target_device=target_device,
+            trust_remote_code=trust_remote_code,
+        )
     )
     report = deepspec.evaluate(
         loaded,
@@ -106,6 +121,8 @@ def evaluate(
         trace=trace,
         timeline=timeline,
     )
+    if not world.is_main:
+        return None
     if run is not None and not (given or task_file or set_):
         _keep(run, report.to_json())
     if json:

@@ -9,7 +9,15 @@ from collections.abc import Sequence
 import typer
 from pydantic import ValidationError
 
-from deepspec.errors import DeepSpecError, ResourceError, ServerError, TrainingError
+from deepspec.distributed import await_the_end, leave, named, report
+from deepspec.errors import (
+    DeepSpecError,
+    DistributedError,
+    ElsewhereError,
+    ResourceError,
+    ServerError,
+    TrainingError,
+)
 
 FAILED = 1
 BAD_INPUT = 2
@@ -25,6 +33,14 @@ def report_failures(app: typer.Typer, arguments: Sequence[str] | None) -> int:
         given = list(arguments) if arguments is not None else None
         code = app(args=given, prog_name="deepspec", standalone_mode=False)
         sys.stdout.flush()
+        leave()
+    except ElsewhereError:
+        await_the_end()  # the process that says why ends first
+        return FAILED
+    except DistributedError as error:
+        sys.stderr.write(f"{_line(error)}\n")
+        await_the_end()
+        return FAILED
     except DeepSpecError as error:
         has_failed = isinstance(error, TrainingError | ResourceError | ServerError)
         return _say(error, FAILED if has_failed else BAD_INPUT)
@@ -44,8 +60,16 @@ def report_failures(app: typer.Typer, arguments: Sequence[str] | None) -> int:
 
 def _say(problem: object, code: int) -> int:
     sys.stdout.flush()
-    sys.stderr.write(f"error: {' '.join(str(problem).split())}\n")
+    line = _line(problem)
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+    report(line)
     return code
+
+
+def _line(problem: object) -> str:
+    who = named()
+    return f"error: {who + ': ' if who else ''}{' '.join(str(problem).split())}"
 
 
 def _usage(error: Exception) -> str:

@@ -24,6 +24,7 @@ from deepspec.cli.console import (
 )
 
 if TYPE_CHECKING:
+    from deepspec.distributed import World
     from deepspec.features.planned import CacheReport
 
 
@@ -49,8 +50,13 @@ def features(
         int | None, typer.Option("--bits", metavar="N", help="4, 8, 16 or 32 a number (features.bits).")
     ] = None,
     part: Annotated[
-        str, typer.Option("--part", metavar="I/N", help="Write the share of writer I of N alone.")
-    ] = "1/1",
+        str | None,
+        typer.Option(
+            "--part",
+            metavar="I/N",
+            help="Write the share of writer I of N alone; under torchrun each process is a writer.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say how much disk they take; nothing is written.")
     ] = False,
@@ -63,8 +69,11 @@ def features(
 ) -> None:
     """Store the target's features of the training text; `train --set features.source=cached` reads them."""
     set_up_logging(quiet=quiet, verbose=verbose)
-    writer = _part(part)
+    from deepspec.distributed import join
     from deepspec.layers import resolve
+
+    world = join()
+    writer = world.together(lambda: _part(part, world))
 
     flags = {
         "target.name": target,
@@ -76,26 +85,37 @@ def features(
         "features.bits": bits,
         "device": device,
     }
-    settings = resolve(strategy, file=config, flags=flags, sets=set_ or []).config()
-    settings.strategy.check()
+    settings = world.together(lambda: resolve(strategy, file=config, flags=flags, sets=set_ or []).config())
+    world.together(settings.strategy.check)
     from deepspec.features.planned import plan_cache
     from deepspec.features.write import write_features
 
-    plan = plan_cache(settings)
-    report = plan.report()
-    if not dry_run:
-        if not quiet:
-            stderr().print(_size(report), markup=False, soft_wrap=True)
-        report = write_features(plan, part=writer)
+    with world.watched(lambda: "the shards that are complete are kept; run the same again"):
+        plan = world.in_turn(lambda: plan_cache(settings))
+        world.same_everywhere(
+            "features", {"data": plan.identity["data"], "weights": plan.identity["weights"]}
+        )
+        report = plan.report()
+        if not dry_run:
+            if not quiet and world.is_main:
+                stderr().print(_size(report), markup=False, soft_wrap=True)
+            report = world.together(lambda: write_features(plan, part=writer))
+            report = plan.report(int(sum(world.gather(report.num_written))))
+    if not world.is_main:
+        return None
     if json:
         return print_json(report.to_json())
     return stdout().print(_size(report) if dry_run else _what_next(report), markup=False, soft_wrap=True)
 
 
-def _part(text: str) -> tuple[int, int]:
-    """``I/N``; raises ConfigError."""
+def _part(text: str | None, world: World) -> tuple[int, int]:
+    """``I/N``, or the process's own; raises ConfigError."""
     from deepspec.errors import ConfigError
 
+    if text is None:
+        return world.rank + 1, world.size
+    if not world.is_alone:
+        raise ConfigError("--part and torchrun both say who writes what; give one of them")
     one, _, of = text.partition("/")
     if not (one.isdecimal() and of.isdecimal() and 1 <= int(one) <= int(of)):
         raise ConfigError(f"--part {text!r}: give I/N with 1 <= I <= N, as in 2/4")

@@ -20,7 +20,14 @@ from deepspec.cli.console import (
     stderr,
     stdout,
 )
-from deepspec.cli.subject import OptionFlag, RunArgument, TargetFlag, UntrainedFlag, open_subject
+from deepspec.cli.subject import (
+    DraftFlag,
+    OptionFlag,
+    RunArgument,
+    TargetFlag,
+    UntrainedFlag,
+    open_subject,
+)
 from deepspec.paths import DEMO
 
 if TYPE_CHECKING:
@@ -33,6 +40,7 @@ def generate(
     run: RunArgument = None,
     *,
     strategy: UntrainedFlag = None,
+    draft: DraftFlag = None,
     target: TargetFlag = None,
     set_: OptionFlag = None,
     prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="What to continue.")] = None,
@@ -70,8 +78,9 @@ def generate(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, max_tokens=max_tokens
     )
     loaded = open_subject(
-        DEMO if run is None and strategy is None else run,
+        DEMO if run is None and strategy is None and draft is None else run,
         strategy,
+        draft=draft,
         target=target,
         sets=set_,
         device=device,

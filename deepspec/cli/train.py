@@ -90,11 +90,20 @@ def train(
         "device": device,
         "seed": seed,
     }
-    settings = _settings(strategy, config, flags, set_ or [], resume=resume)
+    from deepspec.distributed import join
+
+    world = join()
+    settings = world.together(lambda: _settings(strategy, config, flags, set_ or [], resume=resume))
     if dry_run:
         return _estimate(settings, resume=resume, json=json)
     run = _train(settings, resume=resume, check_tasks=not no_eval, quiet=quiet)
-    report = None if no_eval else _evaluate(run, settings, quiet=quiet)
+    report = (
+        None
+        if no_eval or run.target.is_sharded
+        else _evaluate(run, settings, quiet=quiet or not world.is_main)
+    )
+    if not world.is_main:
+        return None
     if json:
         result = report.to_json() if report is not None else {"schema": 1, "strategy": settings.strategy.name}
         return print_json({**result, "run": str(run.path), "step": run.step})
@@ -172,8 +181,13 @@ def _train(settings: RunConfig, *, resume: bool, check_tasks: bool, quiet: bool)
 
     import deepspec
     from deepspec.cli.progress import TrainingProgress
+    from deepspec.distributed import of_environment
 
-    progress = None if quiet else TrainingProgress(stderr(), every=settings.train.log_every)
+    progress = (
+        None
+        if quiet or not of_environment().is_main
+        else TrainingProgress(stderr(), every=settings.train.log_every)
+    )
     with progress or nullcontext():
         return deepspec.train(
             settings.strategy,
@@ -187,6 +201,7 @@ def _train(settings: RunConfig, *, resume: bool, check_tasks: bool, quiet: bool)
 
 def _evaluate(run: Run, settings: RunConfig, *, quiet: bool) -> EvalReport:
     import deepspec
+    from deepspec.distributed import of_environment
     from deepspec.resources import writing
     from deepspec.runs import store_evaluation
 
@@ -201,6 +216,8 @@ def _evaluate(run: Run, settings: RunConfig, *, quiet: bool) -> EvalReport:
         stderr().print(f"measuring on {', '.join(settings.eval.tasks)}", markup=False)
     report = deepspec.evaluate(run, config=settings.eval, against_transformers=True)
     path = run.path / "eval.json"
+    if not of_environment().is_main:
+        return report
     with writing(path, lambda: f"the run is whole; measure it again with: deepspec eval {run.path}"):
         store_evaluation(run.path, report.to_json())
     return report

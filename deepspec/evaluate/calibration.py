@@ -105,13 +105,20 @@ class CalibrationReport:
 
     def sglang_temperatures(self) -> dict[str, Any]:
         """SGLang's file of sequential temperatures; raises ConfigError when the calibrator has none."""
-        found = self.to_json()
-        if not found["temperatures"]:
+        found = sglang_temperatures(self.to_json())
+        if found is None:
             raise ConfigError(
                 f"calibrator {self.calibrator!r} has no temperatures to export; give --calibrator sequential"
             )
-        kept = {key: found[key] for key in ("temperatures", "ece_before", "ece_after")}
-        return {**kept, "dataset": "held-out rounds", "num_samples": self.num_rounds}
+        return found
+
+
+def sglang_temperatures(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """SGLang's file of a report's JSON, also as a checkpoint keeps it; None without temperatures."""
+    if not report.get("temperatures"):
+        return None
+    kept = {key: report[key] for key in ("temperatures", "ece_before", "ece_after")}
+    return {**kept, "dataset": "held-out rounds", "num_samples": report["num_rounds"]}
 
 
 def calibrate(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from deepspec.config import EvalConfig
+from deepspec.distributed import ALONE, World
 from deepspec.engine import Completion, Engine, SamplingParams
 from deepspec.plugins import create_plugin_manager, round_observer
+from deepspec.sampling.streams import request_seed
 from deepspec.strategy import Parts
 from deepspec.target import Target
 from deepspec.types import RequestRound, RoundRecord, TracedStep
@@ -29,8 +32,16 @@ def decode(
     *,
     observers: Sequence[Callable[[RoundRecord], None]] = (),
     tracer: Callable[[TracedStep], None] | None = None,
+    world: World = ALONE,
 ) -> list[Decoded]:
-    """Decode the prompts in batch. ``tracer`` is shown each step, too."""
+    """Decode the prompts in batch. ``tracer`` is shown each step, too.
+
+    Each process decodes its share, and all return everything. A prompt's random numbers depend on its place
+    among all of them.
+    """
+    first, last = world.share(len(prompts))
+    if first == last:
+        return _of_all([], world)
     rounds: dict[int, list[RequestRound]] = {}
 
     def observe(record: RoundRecord) -> None:
@@ -40,14 +51,35 @@ def decode(
     engine = Engine(
         target,
         parts,
-        max_batch=min(config.batch, len(prompts)),
+        max_batch=min(config.batch, last - first),
         max_positions=max(len(prompt) for prompt in prompts) + config.max_tokens,
         seed=config.seed,
         observers=[observe, *observers, round_observer(create_plugin_manager())],
         tracer=tracer,
     )
-    completions = engine.run(prompts, sampling_params(config, max_tokens=config.max_tokens))
-    return [Decoded(done, tuple(rounds.get(done.request_id, ()))) for done in completions]
+    params = sampling_params(config, max_tokens=config.max_tokens)
+    seeded = [replace(params, seed=request_seed(config.seed, number)) for number in range(first, last)]
+    completions = engine.run(prompts[first:last], seeded)
+    return _of_all([Decoded(done, tuple(rounds.get(done.request_id, ()))) for done in completions], world)
+
+
+def _of_all(own: list[Decoded], world: World) -> list[Decoded]:
+    """What all processes decoded, numbered by prompt."""
+    if world.is_alone:
+        return own
+    parts = world.gather([asdict(one) for one in own])
+    everything = [values for part in parts for values in part]
+    return [_decoded(values, number) for number, values in enumerate(everything)]
+
+
+def _decoded(values: dict[str, Any], number: int) -> Decoded:
+    done = values["completion"]
+    prompt, tokens = tuple(done["prompt"]), tuple(done["tokens"])
+    rounds = [{**one, "request_id": number, "tokens": tuple(one["tokens"])} for one in values["rounds"]]
+    return Decoded(
+        Completion(number, prompt, tokens, done["finish_reason"]),
+        tuple(RequestRound(**one) for one in rounds),
+    )
 
 
 def decode_rounds(
@@ -58,9 +90,10 @@ def decode_rounds(
     *,
     observers: Sequence[Callable[[RoundRecord], None]] = (),
     tracer: Callable[[TracedStep], None] | None = None,
+    world: World = ALONE,
 ) -> list[list[RequestRound]]:
     """The rounds of each prompt alone, see :func:`decode`."""
-    found = decode(target, parts, prompts, config, observers=observers, tracer=tracer)
+    found = decode(target, parts, prompts, config, observers=observers, tracer=tracer, world=world)
     return [list(one.rounds) for one in found]
 
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from deepspec.composed import Composed, opened
 from deepspec.config import EvalConfig
+from deepspec.distributed import ALONE, World, join
 from deepspec.environment import device_name, versions
+from deepspec.errors import ConfigError
 from deepspec.evaluate.acceptance import compare_lengths, measure_acceptance, prompt_lengths
 from deepspec.evaluate.decoding import decode_rounds, sampling_params
 from deepspec.evaluate.report import EvalReport, TaskResult, VerifierGain
@@ -50,6 +53,9 @@ def evaluate(
 ) -> EvalReport:
     """Decode the tasks' prompts with a drafter and report acceptance and speed.
 
+    Under ``torchrun`` every process calls this and decodes its share of the prompts; the main one measures
+    the speed while the others wait, and all return the same report.
+
     Args:
         run: a loaded run, a run folder, ``demo``, or a strategy that needs no training.
         target: the model that a strategy drafts for, the demo target when None; a run has its own.
@@ -63,29 +69,53 @@ def evaluate(
         timeline: a JSON file for their steps, in the trace format of Chrome and Perfetto.
 
     Raises:
-        ConfigError: an unknown task or verifier, a task named twice, or a strategy that needs training.
+        ConfigError: an unknown task or verifier, a task named twice, a strategy that needs training, or files
+            of steps by several processes.
         DataError: prompts that cannot be had, read, or fitted into the target's positions.
         ResourceError: memory ran out, or a file cannot be written.
+        DistributedError, ElsewhereError: another process is gone, or tells why this ends.
     """
-    loaded = opened(run, target=target)
+    world = join()
+    loaded = world.together(lambda: opened(run, target=target))
     settings = config or loaded.config.eval
     model, parts = loaded.target, for_decoding(loaded.parts, loaded.target)
-    other = None if against_verifier is None else redecoded(parts, verifier=against_verifier)
-    prompts = collect_prompts(task_names(tasks, task_files, settings), model, settings)
-    everything = [prompt for found in prompts.values() for prompt in found]
-    with memory(lambda: needs_memory(settings)):
-        by_task = decode_tasks(model, parts, prompts, settings, trace=trace, timeline=timeline)
-        [speed] = measure_speed(
+    other = None
+    if against_verifier is not None:
+        other = world.together(lambda: redecoded(parts, verifier=against_verifier))
+
+    def find() -> dict[str, Prompts]:
+        _check_world(world, model, trace, timeline)
+        return collect_prompts(task_names(tasks, task_files, settings), model, settings)
+
+    def speed() -> dict[str, Any]:
+        [found] = measure_speed(
             model,
             [parts],
-            spread(everything, NUM_SPEED_PROMPTS),
+            spread([prompt for found in prompts.values() for prompt in found], NUM_SPEED_PROMPTS),
             sampling_params(settings, max_tokens=min(settings.max_tokens, SPEED_TOKENS)),
             against_transformers=against_transformers,
         )
-        report = make_report(model, parts, settings, by_task, speed)
+        return asdict(found)
+
+    with world.watched(lambda: "start again"), memory(lambda: needs_memory(settings)):
+        prompts = world.together(find)
+        by_task = decode_tasks(model, parts, prompts, settings, trace=trace, timeline=timeline, world=world)
+        report = make_report(model, parts, settings, by_task, Speed(**world.from_main(speed)))
         if other is None:
             return report
-        return replace(report, verifier_gain=_gain(model, other, by_task, prompts, settings))
+        return replace(report, verifier_gain=_gain(model, other, by_task, prompts, settings, world))
+
+
+def _check_world(world: World, target: Target, trace: str | Path | None, timeline: str | Path | None) -> None:
+    if world.is_alone:
+        return
+    if trace is not None or timeline is not None:
+        raise ConfigError("--trace and --timeline are of one process's steps; start it without torchrun")
+    if target.is_sharded:
+        raise ConfigError(
+            f"target {target.name!r} is shared out among the processes, which decode each on its own; load "
+            "the run again where its target fits: deepspec.load(run.path)"
+        )
 
 
 def _gain(
@@ -94,13 +124,14 @@ def _gain(
     by_task: Mapping[str, list[list[RequestRound]]],
     prompts: Mapping[str, Prompts],
     config: EvalConfig,
+    world: World,
 ) -> VerifierGain:
     """What the rounds that were measured gain on those of ``other``."""
     ours = [length for rounds in by_task.values() for length in prompt_lengths(rounds)]
     theirs = [
         length
         for found in prompts.values()
-        for length in prompt_lengths(decode_rounds(target, other, found, config))
+        for length in prompt_lengths(decode_rounds(target, other, found, config, world=world))
     ]
     return VerifierGain(other.verifier.name, compare_lengths(ours, theirs, seed=config.seed))
 
@@ -127,6 +158,7 @@ def decode_tasks(
     *,
     trace: str | Path | None = None,
     timeline: str | Path | None = None,
+    world: World = ALONE,
 ) -> dict[str, list[list[RequestRound]]]:
     """Decode each task's prompts; the rounds of each prompt, also to the files that are named."""
     steps = Timeline()
@@ -140,7 +172,9 @@ def decode_tasks(
         for task, of_task in prompts.items():
             if writer is not None:
                 writer.begin(task)
-            found[task] = decode_rounds(target, parts, of_task, config, observers=observers, tracer=writer)
+            found[task] = decode_rounds(
+                target, parts, of_task, config, observers=observers, tracer=writer, world=world
+            )
     if timeline is not None:
         with writing(Path(timeline), lambda: "choose another --timeline"):
             write_json(Path(timeline), steps.to_json())

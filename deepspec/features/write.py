@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from deepspec.data import TokenizedCorpus
+from deepspec.distributed import join
 from deepspec.errors import ResourceError, TargetError
 from deepspec.features.codec import encode
 from deepspec.features.plan import ShardPlan, graded_positions, kept_last, num_context, plan_shards
@@ -46,12 +47,19 @@ def write_features(plan: PlannedCache, *, part: tuple[int, int] = (1, 1)) -> Cac
     missing = plan.missing()
     own = [shard for shard in missing if shard.number % part[1] == part[0] - 1]
     _check_disk(plan, missing)
-    if own:
+    batches = sum(1 for shard in own for _ in _batches(plan, shard))
+    most = max(join().gather(batches))
+    if own or (most and plan.config.target.parallel == "fsdp"):
         target = load_target(plan.config.target, device=str(resolve_device(plan.config.device)))
         _write_record(plan, target)
         for count, shard in enumerate(own, start=1):
             _write_shard(plan, target, shard)
             logger.info("shard %d is written, %d of %d to write", shard.number, count, len(own))
+        if target.is_sharded:  # the others need this process's share of its layers as often as they run it
+            for _ in range(most - batches):
+                target.features(
+                    _one_row(plan.corpus.select(torch.tensor([0]))).to(target.device), plan.layers
+                )
     report = plan.report(len(own))
     if not report.num_missing:
         for leftover in plan.folder.glob(".shard-*"):  # of writers that were killed

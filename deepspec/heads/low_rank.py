@@ -24,6 +24,10 @@ class LowRankConfig(PartConfig):
     confidence: Literal["linear", "row_max", "none"] = Field(
         default="linear", description="where conditional acceptance estimates come from"
     )
+    confidence_reads_token: bool = Field(
+        default=True,
+        description="for linear: whether it reads W1 of the previous token beside the hidden state",
+    )
 
 
 class LowRankHead(SequentialHead[StateT], ABC):
@@ -46,7 +50,8 @@ class LowRankHead(SequentialHead[StateT], ABC):
         nn.init.normal_(self.markov_w1.weight, std=self.rank**-0.5)
         nn.init.zeros_(self.markov_w2.weight)
         linear = config.confidence == "linear"
-        self.confidence_head = nn.Linear(context.hidden_size + self.rank, 1) if linear else None
+        width = context.hidden_size + (self.rank if config.confidence_reads_token else 0)
+        self.confidence_head = nn.Linear(width, 1) if linear else None
 
     @property
     def output_weight(self) -> Tensor | None:
@@ -60,7 +65,8 @@ class LowRankHead(SequentialHead[StateT], ABC):
         """The latent, with the confidence logit w [h_k ; W1[x_{k-1}]] + b when it is trained."""
         confidence = None
         if self.confidence_head is not None:
-            confidence = self.confidence_head(joined(hidden, embedded))[..., 0]
+            read = joined(hidden, embedded) if self.config.confidence_reads_token else hidden
+            confidence = self.confidence_head(read)[..., 0]
         return HeadStep(latent=latent, confidence=confidence)
 
 

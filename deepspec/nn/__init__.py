@@ -13,6 +13,7 @@ from deepspec.nn.blocks import (
     rotary_table,
 )
 from deepspec.nn.config import LayerConfig
+from deepspec.nn.options import LayerOptions
 from deepspec.nn.ragged import RaggedRows, last_rows
 from deepspec.nn.slots import SlotStore
 from deepspec.nn.unrolled import Unroll, UnrolledRound, UnrolledSlots
@@ -26,6 +27,7 @@ __all__ = [
     "DraftVocabulary",
     "GatedMLP",
     "LayerConfig",
+    "LayerOptions",
     "RMSNorm",
     "RaggedRows",
     "RotaryTable",

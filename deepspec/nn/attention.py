@@ -88,6 +88,7 @@ class DecoderLayer(nn.Module):
     """
 
     recomputed = False
+    layer_scalar: Tensor | None
 
     def __init__(self, config: LayerConfig, *, in_size: int | None = None) -> None:
         super().__init__()
@@ -102,6 +103,7 @@ class DecoderLayer(nn.Module):
         self._norms_output = config.traits.output_norms
         if self._norms_output:  # then post_attention_layernorm is the one behind attention
             self.pre_feedforward_layernorm, self.post_feedforward_layernorm = norm(), norm()
+        self.register_buffer("layer_scalar", torch.ones(1) if config.traits.scaled else None)
 
     def forward(self, x: Tensor, table: Table, attend: Attend, read: Tensor | None = None) -> Tensor:
         """``[..., size]`` to the same.
@@ -122,7 +124,8 @@ class DecoderLayer(nn.Module):
             x = x + attended
             return x + self.mlp(self.post_attention_layernorm(x))
         x = x + self.post_attention_layernorm(attended)
-        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        x = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        return x if self.layer_scalar is None else x * self.layer_scalar
 
 
 def grouped_attention(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from deepspec.context import TargetInfo
+from deepspec.context import Readout, TargetInfo
 from deepspec.errors import ConfigError
 
 
@@ -19,12 +19,15 @@ class DraftVocabulary(nn.Module):
 
     Args:
         size: Vd, None for the whole vocabulary.
+        own_head: whether the drafter has a LM head of its own, ``lm_head [Vd, D]``, that starts as the
+            target's rows and is trained.
     """
 
     target_ids: Tensor | None
-    rows: Tensor
+    rows: Tensor | None
+    lm_head: nn.Parameter | None
 
-    def __init__(self, info: TargetInfo, size: int | None) -> None:
+    def __init__(self, info: TargetInfo, size: int | None, *, own_head: bool = False) -> None:
         super().__init__()
         if size is not None and not 1 <= size <= info.vocab_size:
             raise ConfigError(
@@ -32,13 +35,23 @@ class DraftVocabulary(nn.Module):
             )
         self.info = info  # not the weight itself, which would become a parameter
         self.register_buffer("target_ids", None if size is None else torch.arange(size))
-        self.register_buffer("rows", None if size is None else info.lm_head[:size].clone(), persistent=False)
+        first = info.lm_head[:size]
+        self.register_parameter("lm_head", nn.Parameter(first.clone()) if own_head else None)
+        is_whole = own_head or size is None
+        self.register_buffer("rows", None if is_whole else first.clone(), persistent=False)
         self.register_load_state_dict_post_hook(type(self).cut_rows)  # type: ignore[no-untyped-call]
 
     @property
     def weight(self) -> Tensor:
         """``[Vd, D]``, the LM head's rows."""
-        return self.info.lm_head if self.target_ids is None else self.rows
+        if self.lm_head is not None:
+            return self.lm_head
+        return self.info.lm_head if self.rows is None else self.rows
+
+    def readout(self) -> Readout:
+        """The logits' weights as the engine and the loss read them."""
+        trained = self.lm_head is not None
+        return Readout(self.weight, self.info.final_softcap, target_ids=self.target_ids, trained=trained)
 
     @torch.no_grad()
     def choose(self, counts: Tensor, required: Iterable[int]) -> float | None:
@@ -62,10 +75,12 @@ class DraftVocabulary(nn.Module):
         kept = ranked.argsort(descending=True, stable=True)[:size].sort().values
         self.target_ids.copy_(kept)
         self.cut_rows()
+        if self.lm_head is not None:
+            self.lm_head.copy_(self.info.lm_head[kept])
         return float(counts[kept].sum() / counts.sum())
 
     @torch.no_grad()
     def cut_rows(self, *_: object) -> None:
         """Bring the cut rows up to date, also after a checkpoint was loaded."""
-        if self.target_ids is not None:
+        if self.target_ids is not None and self.rows is not None:
             self.rows.copy_(self.info.lm_head[self.target_ids])

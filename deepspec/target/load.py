@@ -23,11 +23,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from deepspec.distributed import ALONE, World, join, of_environment
 from deepspec.errors import ConfigError, TargetError
 from deepspec.paths import DEMO, asset
 from deepspec.resources import memory
 from deepspec.target.decoder import without_notices
 from deepspec.target.model import Target, make_target
+from deepspec.target.sharding import shard_target
 
 if TYPE_CHECKING:
     from deepspec.config import TargetConfig
@@ -143,6 +145,9 @@ class ModelSource:
 def load_target(config: TargetConfig, *, device: str | None = None) -> Target:
     """Load a causal language model and its tokenizer, frozen.
 
+    Of several processes each has a share of its layers where ``config.parallel`` says so; each reads it whole
+    into the host's memory first.
+
     Args:
         config: name (a hub id, a folder, or ``demo``), commit, float type, device.
         device: used when the configuration names none; the best available when both are None.
@@ -154,11 +159,18 @@ def load_target(config: TargetConfig, *, device: str | None = None) -> Target:
     """
     place = resolve_device(config.device or device)
     source = target_source(config)
-    model = source.load_model(target_dtype(config.dtype, place))
-    tokenizer = source.load_tokenizer()
-    return source.attempt(
-        lambda: make_target(model.to(place), tokenizer, name=config.name, revision=source.commit)
-    )
+    world = join() if config.parallel == "fsdp" else ALONE
+
+    def load() -> Target:
+        model = source.load_model(target_dtype(config.dtype, place))
+        tokenizer = source.load_tokenizer()
+        first = place if world.is_alone else torch.device("cpu")
+        return source.attempt(
+            lambda: make_target(model.to(first), tokenizer, name=config.name, revision=source.commit)
+        )
+
+    target = world.together(load)
+    return target if world.is_alone else source.attempt(lambda: shard_target(target, place))
 
 
 def load_tokenizer(config: TargetConfig) -> PreTrainedTokenizerBase:
@@ -181,7 +193,13 @@ def target_source(config: TargetConfig) -> ModelSource:
 
 
 def resolve_device(name: str | None) -> torch.device:
-    """The device called ``name``, checked; the best this machine has when None."""
+    """The device called ``name``, checked; the best this machine has when None.
+
+    Each of a host's processes has a CUDA device of its own unless it is given another.
+    """
+    world = of_environment()
+    if name in (None, "cuda") and not world.is_alone and torch.cuda.is_available():
+        return _own_cuda(world)
     if name is None:
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -195,6 +213,16 @@ def resolve_device(name: str | None) -> torch.device:
         have = ", ".join(f"{kind} ({count})" for kind, count in available.items() if count)
         raise ConfigError(f"device {name!r} is not on this machine; available: {have}")
     return device
+
+
+def _own_cuda(world: World) -> torch.device:
+    count = torch.cuda.device_count()
+    if world.local_rank >= count:
+        raise ConfigError(
+            f"this is process {world.local_rank + 1} of its host, which has {count} CUDA devices; give "
+            f"torchrun --nproc-per-node {count} at most, or --device cpu"
+        )
+    return torch.device("cuda", world.local_rank)
 
 
 def target_dtype(name: str, device: torch.device) -> torch.dtype | str:

@@ -19,6 +19,7 @@ from deepspec.target.decoder import PackedDecoder
 from deepspec.target.describe import describe, widest_layer
 from deepspec.target.kv_slots import KVSlots
 from deepspec.target.quantized import stored_tensors
+from deepspec.target.sharding import whole_layer
 from deepspec.types import Features, Span, TokenBatch
 
 _FINGERPRINT_VALUES = 64
@@ -35,6 +36,7 @@ class Target:
         name: as the user gave it. revision: the commit, when known. fingerprint: of the weights.
         stop_token_ids: tokens that end a text.
         absent_layer: reads a decoder layer from the files of a target whose layers were left out.
+        is_sharded: whether each process has a share of the layers, so that all must run them together.
     """
 
     decoder: PackedDecoder
@@ -45,6 +47,7 @@ class Target:
     fingerprint: str
     stop_token_ids: tuple[int, ...]
     absent_layer: Callable[[int], nn.Module] | None = None
+    is_sharded: bool = False
 
     @property
     def is_whole(self) -> bool:
@@ -93,7 +96,8 @@ class Target:
         """A decoder layer with its weights; one without any when no file has them by their usual names."""
         if self.absent_layer is not None:
             return self.absent_layer(number)
-        return self.model.get_decoder().layers[number]
+        layer = self.model.get_decoder().layers[number]
+        return whole_layer(layer) if self.is_sharded else layer
 
     def forward(
         self, tokens: Tensor, spans: Sequence[Span], cache: KVSlots | None, layers: Sequence[int]

@@ -35,6 +35,7 @@ def write_checkpoint(
     step: int,
     *,
     parts: Parts,
+    weights: Mapping[str, Tensor],
     optimizer: Mapping[str, Tensor],
     state: Mapping[str, Any],
     keep: int,
@@ -43,6 +44,7 @@ def write_checkpoint(
     """Write the checkpoint of ``step`` unless it is there, then drop all but the newest ones and ``best``.
 
     Args:
+        weights, optimizer: whole, whatever number of processes trains.
         state: joins ``state.json``, beside format, step, strategy and versions.
 
     Raises:
@@ -50,7 +52,7 @@ def write_checkpoint(
     """
     final = checkpoint_path(folder, step)
     if final not in checkpoints(folder):
-        _write(final, parts=parts, optimizer=optimizer, state={**_header(step, parts), **state})
+        _write(final, weights=weights, optimizer=optimizer, state={**_header(step, parts), **state})
     drop_old(folder, keep=keep, best=best)
     return final
 
@@ -83,7 +85,11 @@ def read_weights(checkpoint: Path, parts: Parts) -> None:
 
 def load_weights(checkpoint: Path, parts: Parts) -> list[str]:
     """Load a checkpoint's draft weights into ``parts`` unless something does not fit, which is returned."""
-    tensors = _load(checkpoint / WEIGHTS)
+    return fit_weights(_load(checkpoint / WEIGHTS), parts)
+
+
+def fit_weights(tensors: Mapping[str, Tensor], parts: Parts) -> list[str]:
+    """Load draft weights by our names into ``parts`` unless something does not fit, which is returned."""
     modules = parts.modules()
     expected = modules.state_dict()
     misfits = [f"{name} is missing" for name in expected if name not in tensors]
@@ -94,7 +100,7 @@ def load_weights(checkpoint: Path, parts: Parts) -> list[str]:
         if name in tensors and tensors[name].shape != tensor.shape
     ]
     if not misfits:
-        modules.load_state_dict(tensors)
+        modules.load_state_dict(dict(tensors))
     return misfits
 
 
@@ -124,13 +130,15 @@ def _header(step: int, parts: Parts) -> dict[str, Any]:
     return {"format": FORMAT, "step": step, "strategy": strategy, "versions": versions()}
 
 
-def _write(final: Path, *, parts: Parts, optimizer: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+def _write(
+    final: Path, *, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> None:
     partial = final.with_name(f"{_PARTIAL}{final.name}")
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     try:
-        _save(parts.modules().state_dict(), partial / WEIGHTS)
+        _save(weights, partial / WEIGHTS)
         _save(optimizer, partial / OPTIMIZER)
         digests = {name: file_digest(partial / name) for name in (WEIGHTS, OPTIMIZER)}
         write_json(partial / "state.json", {**state, "digests": digests})

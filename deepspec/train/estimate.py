@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from deepspec.distributed import of_environment
+from deepspec.errors import ConfigError
 from deepspec.paths import existing_parent
 from deepspec.plugins import create_plugin_manager
 from deepspec.resources import memory
@@ -64,6 +66,8 @@ def estimate(config: RunConfig, manager: pluggy.PluginManager | None = None) -> 
         ConfigError, DataError, TargetError, CheckpointError: what training would refuse.
         ResourceError: memory ran out.
     """
+    if not of_environment().is_alone:
+        raise ConfigError("--dry-run tries two steps in one process; start it without torchrun")
     folder = open_folder(config, resume=False)
     trainer = build(config, None, check_tasks=False, manager=manager or create_plugin_manager()).trainer
     with memory(lambda: f"memory ran out in a step; {memory_advice(config.train)}"):

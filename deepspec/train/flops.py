@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from deepspec.train.shares import own_rows
+
 if TYPE_CHECKING:
     from deepspec.train.trainer import Trainer
 
@@ -29,7 +31,7 @@ class StepFlops:
 
 
 def count_step(trainer: Trainer) -> StepFlops:
-    """What a step of ``trainer`` takes: gradients of the first step's text, computed once more and forgotten.
+    """What a step takes, in all processes together: the first step's text computed once more and forgotten.
 
     Counting inside a real step would change its last digits: torch takes other kernels while it is watched.
     """
@@ -37,7 +39,8 @@ def count_step(trainer: Trainer) -> StepFlops:
     measure = trainer.objective.reads_target
     _, total = count_flops(lambda: trainer.learn(batch, 0, measure=measure))
     trainer.optimizer.clear()
-    _, target = count_flops(lambda: trainer.features(batch))
+    _, target = count_flops(lambda: trainer.features(own_rows(batch, trainer.world)))
+    total, target = (int(number) for number in trainer.world.add_up([total, target]))
     return StepFlops(total, target)
 
 

@@ -20,14 +20,19 @@ _FREE_KEYS = (
     "out",
     "device",
     "target.device",
+    "target.parallel",
     "target.trust_remote_code",
     "features.folder",
+    "train.parallel",
     "train.tracker",
     "eval.tasks",
     "eval.num_prompts",
     "eval.max_tokens",
     "eval.batch",
 )
+
+#: What each process of a run may have different.
+_OWN_KEYS = ("out", "device", "target.device", "features.folder")  # the main process's folder is everyone's
 
 
 def open_folder(config: RunConfig, *, resume: bool) -> Path:
@@ -63,6 +68,12 @@ def differing_keys(saved: RunConfig, given: RunConfig) -> list[str]:
     old, new = (dict(_leaves(config.model_dump(mode="json"))) for config in (saved, given))
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     return [key for key in keys if key not in _FREE_KEYS]
+
+
+def values_to_share(config: RunConfig) -> dict[str, Any]:
+    """What the processes of a run must all have alike, by dotted key: all but where each finds its things."""
+    values = dict(_leaves(config.model_dump(mode="json")))
+    return {key: value for key, value in values.items() if key not in _OWN_KEYS}
 
 
 def _new_folder(strategy: str) -> Path:

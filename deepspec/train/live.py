@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepspec.choice import BEST_FILE
+from deepspec.choice import BEST_FILE, chosen_state
 from deepspec.evaluate.acceptance import PromptLength, compare_lengths
-from deepspec.runs import checkpoint_path, checkpoints
+from deepspec.runs import checkpoint_path, checkpoints, newest_checkpoint
+from deepspec.train.checkpoint import read_weights
 from deepspec.train.logs import read_lines
 
 if TYPE_CHECKING:
+    from deepspec.strategy import Parts
     from deepspec.train.logs import RunLog
     from deepspec.train.validation import ValidationResult
 
@@ -134,3 +136,13 @@ class LiveEvaluations:
     def _best(found: list[_Evaluation]) -> _Evaluation:
         """The highest accepted length, the last of several."""
         return max(reversed(found), key=lambda one: one.value)
+
+
+def take_best(folder: Path, parts: Parts) -> int:
+    """Load the best checkpoint into ``parts``; its step."""
+    checkpoint, state = chosen_state(folder)
+    read_weights(checkpoint, parts)
+    step = int(state["step"])
+    if checkpoint != newest_checkpoint(folder):
+        logger.info("the best checkpoint is that of step %d; %s@last is the last", step, folder)
+    return step

@@ -38,16 +38,23 @@ class RunLog:
         folder: of the run.
         first_step: steps that were done before; what TensorBoard holds past it is dropped.
         advice: what to do when the disk is full.
+        is_silent: whether another process writes, and this one nothing.
     """
 
     def __init__(
-        self, folder: Path, config: RunConfig, *, first_step: int, advice: Callable[[], str]
+        self,
+        folder: Path,
+        config: RunConfig,
+        *,
+        first_step: int,
+        advice: Callable[[], str],
+        is_silent: bool = False,
     ) -> None:
-        self._folder, self._advice = folder, advice
-        self._tracker = _tracker(config.train.tracker, folder, config)
-        self._events = _events(folder, first_step)
+        self._folder, self._advice, self._is_silent = folder, advice, is_silent
+        self._tracker = None if is_silent else _tracker(config.train.tracker, folder, config)
+        self._events = None if is_silent else _events(folder, first_step)
 
-    def started(self, first_step: int, device: torch.device) -> None:
+    def started(self, first_step: int, device: torch.device, *, num_processes: int) -> None:
         """Note how this process was started; a run that is resumed has several."""
         line = {
             "time": datetime.now(tz=UTC).isoformat(timespec="seconds"),
@@ -55,6 +62,7 @@ class RunLog:
             "command": sys.argv,
             "commit": commit(),
             "device": device_name(device),
+            "num_processes": num_processes,
             "versions": versions(),
         }
         self._append("starts.jsonl", line)
@@ -84,6 +92,8 @@ class RunLog:
     def replace(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file of the run anew."""
         path = self._folder / name
+        if self._is_silent:
+            return
         with writing(path, self._advice):
             write_json(path, values)
 
@@ -104,6 +114,8 @@ class RunLog:
 
     def _append(self, name: str, *lines: Mapping[str, Any]) -> None:
         path = self._folder / name
+        if self._is_silent:
+            return
         with writing(path, self._advice), path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 

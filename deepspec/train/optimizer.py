@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deepspec.optimizers import load_state_tensors, muon_and_adamw, state_tensors, update
+from deepspec.train.sharding import share_of, whole
 
 if TYPE_CHECKING:
     from deepspec.config import TrainConfig
@@ -76,7 +77,7 @@ class DraftOptimizer:
             not finite nothing is updated.
         """
         config = self.config
-        norm = nn.utils.clip_grad_norm_(self._names.values(), config.clip_norm)
+        norm = whole(nn.utils.clip_grad_norm_(self._names.values(), config.clip_norm))
         factor = schedule(step, num_steps=config.num_steps, warmup_fraction=config.warmup_fraction)
         rate = self.peak * factor
         if bool(torch.isfinite(norm)):
@@ -90,12 +91,19 @@ class DraftOptimizer:
             optimizer.zero_grad()
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Moments and step counts by name, see :func:`deepspec.optimizers.state_tensors`."""
+        """Moments and step counts by name, see :func:`deepspec.optimizers.state_tensors`.
+
+        They are shares where the weights are.
+        """
         return state_tensors(self._optimizers, self._names)
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of :meth:`state_tensors`; raises CheckpointError when they are of other parameters."""
-        load_state_tensors(self._optimizers, self._names, tensors)
+        """The inverse of :meth:`state_tensors`, of whole ones; raises CheckpointError when they are of other
+        parameters."""
+        own = {
+            key: share_of(value, self._names.get(key.rpartition("/")[0])) for key, value in tensors.items()
+        }
+        load_state_tensors(self._optimizers, self._names, own)
 
 
 def is_hidden_matrix(parameter: Tensor, vocab_sizes: Collection[int]) -> bool:

@@ -5,7 +5,6 @@ All input is checked here, and the run folder is made only when nothing is left 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +16,12 @@ import torch
 from deepspec.choice import newest_whole
 from deepspec.config import RunConfig
 from deepspec.data import BatchSampler, TokenizedCorpus
+from deepspec.distributed import ALONE, World
 from deepspec.errors import CheckpointError, ConfigError
 from deepspec.evaluate.tasks import collect_prompts
 from deepspec.features import FeatureSource, SourceContext
-from deepspec.paths import written_whole
 from deepspec.plugins import resolve_part
 from deepspec.records import TrainingCost
-from deepspec.resources import writing
 from deepspec.runs import check_target, pinned, read_state, write_json
 from deepspec.strategy import Strategy
 from deepspec.target import Target
@@ -32,9 +30,10 @@ from deepspec.train.assemble import assemble, copy_target_layers
 from deepspec.train.checkpoint import read_optimizer, read_weights, remove_partial, set_aside
 from deepspec.train.initial import start_from_run
 from deepspec.train.logs import cut_logs
+from deepspec.train.shares import check_share, told_by
 from deepspec.train.text import corpora
 from deepspec.train.trainer import Trainer, make_objective
-from deepspec.train.validation import Validation
+from deepspec.train.validation import Validation, say_what_is_not_decoded, write_prompts
 
 if TYPE_CHECKING:
     import pluggy
@@ -44,8 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Of a run folder.
-PROMPTS_FILE = "live-prompts.jsonl"
 _NOTHING = TrainingCost(train_tokens=0, train_seconds=0.0, train_flops=0, train_flops_target=0)
 
 
@@ -111,16 +108,26 @@ def run_config(
 
 
 def prepare(
-    config: RunConfig, folder: Path, *, resume: bool, check_tasks: bool, manager: pluggy.PluginManager
+    config: RunConfig,
+    folder: Path,
+    *,
+    resume: bool,
+    check_tasks: bool,
+    manager: pluggy.PluginManager,
+    world: World = ALONE,
 ) -> Prepared:
     """Load and check everything, then make the folder (or read the state to go on from)."""
-    checkpoint = newest_whole(folder) if resume else None
-    built = build(config, checkpoint, check_tasks=check_tasks, manager=manager)
+    checkpoint = world.from_main(lambda: _newest(folder)) if resume else None
+    begun = None if checkpoint is None else Path(checkpoint)
+    built = world.together(
+        lambda: build(config, begun, check_tasks=check_tasks, manager=manager, world=world)
+    )
     if resume:
-        first_step, cost = _resumed(folder, checkpoint, built.trainer)
+        first_step, cost = _resumed(folder, begun, built.trainer)
     else:
-        first_step, cost = _started(folder, config)
-    _write_prompts(folder, built.validation)
+        first_step, cost = _started(folder, config, built.trainer)
+    if world.is_main:
+        write_prompts(folder, built.validation)
     return Prepared(
         folder=folder,
         trainer=built.trainer,
@@ -132,8 +139,18 @@ def prepare(
     )
 
 
+def _newest(folder: Path) -> str | None:
+    found = newest_whole(folder)
+    return None if found is None else str(found)
+
+
 def build(
-    config: RunConfig, checkpoint: Path | None, *, check_tasks: bool, manager: pluggy.PluginManager
+    config: RunConfig,
+    checkpoint: Path | None,
+    *,
+    check_tasks: bool,
+    manager: pluggy.PluginManager,
+    world: World = ALONE,
 ) -> Built:
     """Load and check everything; nothing is written.
 
@@ -147,19 +164,28 @@ def build(
     parts = assemble(begun.strategy, target, device=device, dtype=precise, seed=config.seed, manager=manager)
     objective = make_objective(parts, target, manager)
     check_fit(config, target, parts)
+    check_share(config.train, world)
     if check_tasks:
         collect_prompts(config.eval.tasks, target, config.eval)
-    corpus, held_out = corpora(config, target, parts)
+    corpus, held_out = world.in_turn(lambda: corpora(config, target, parts))
+    world.same_everywhere("target and text", told_by(target, corpus))
     source = source_class(SourceContext.of(config, target, parts.drafter))
     source.check((corpus, held_out))
     rows = {"sequences": config.train.sequences_per_step, "sequence_length": config.data.sequence_length}
     sampler = BatchSampler(corpus, **rows, seed=config.seed)
     validation = Validation.of(held_out, config, max_positions=target.info.max_positions)
-    _say_what_is_not_decoded(validation, target)
+    say_what_is_not_decoded(validation, target)
     if config.train.init_from is None and config.train.init_from_target is not False:
         _start_from_target(parts, target, is_required=config.train.init_from_target is True)
     trainer = Trainer(
-        parts, target, objective=objective, sampler=sampler, config=config, device=device, source=source
+        parts,
+        target,
+        objective=objective,
+        sampler=sampler,
+        config=config,
+        device=device,
+        source=source,
+        world=world,
     )
     coverage, origin = _begin(trainer, corpus, checkpoint)
     return Built(trainer, validation, vocabulary_coverage=coverage, init_from=origin)
@@ -233,7 +259,10 @@ def check_fit(config: RunConfig, target: Target, parts: Parts) -> None:
         )
 
 
-def _started(folder: Path, config: RunConfig) -> tuple[int, TrainingCost]:
+def _started(folder: Path, config: RunConfig, trainer: Trainer) -> tuple[int, TrainingCost]:
+    trainer.begin()
+    if not trainer.world.is_main:
+        return 0, _NOTHING
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", config.model_dump(mode="json"))
@@ -247,36 +276,31 @@ def _started(folder: Path, config: RunConfig) -> tuple[int, TrainingCost]:
 def _resumed(folder: Path, checkpoint: Path | None, trainer: Trainer) -> tuple[int, TrainingCost]:
     """Load the checkpoint to go on from into ``trainer`` and drop what was logged after it."""
     step, cost = 0, _NOTHING
-    if checkpoint is not None:
-        state = read_state(checkpoint)
+    if checkpoint is None:
+        trainer.begin()
+    else:
+        state, moments = trainer.world.together(lambda: _read(checkpoint, folder, trainer))
         step, cost = int(state["step"]), TrainingCost.of_state(state)
-        check_target(state, trainer.target, folder)
-        read_weights(checkpoint, trainer.parts)
-        trainer.optimizer.load_state_tensors(read_optimizer(checkpoint))
-    remove_partial(folder)
-    set_aside(folder, checkpoint)
-    logged = cut_logs(folder, step)
-    where = f"step {step} of {trainer.config.train.num_steps}" if step else "the start"
-    why = "no whole checkpoint is there" if checkpoint is None else f"{checkpoint.name} is the last whole one"
-    again = f"; steps {step + 1} to {logged}, done after it, are done again" if logged > step else ""
-    logger.info("going on from %s in %s: %s%s", where, folder, why, again)
+        trainer.begin()
+        trainer.optimizer.load_state_tensors(moments)
+    if trainer.world.is_main:
+        _clean(folder, checkpoint, step, trainer.config.train.num_steps)
     return step, cost
 
 
-def _write_prompts(folder: Path, validation: Validation) -> None:
-    """The prompts of live evaluations, as a file that ``deepspec eval --task-file`` reads."""
-    path = folder / PROMPTS_FILE
-    text = "".join(json.dumps({"tokens": prompt}) + "\n" for prompt in validation.prompts)
-    if text and not path.is_file():
-        with writing(path, lambda: "make room and try again"), written_whole(path) as partial:
-            partial.write_text(text, encoding="utf-8")
+def _read(checkpoint: Path, folder: Path, trainer: Trainer) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """A checkpoint's state and moments; its weights are loaded."""
+    state = read_state(checkpoint)
+    check_target(state, trainer.target, folder)
+    read_weights(checkpoint, trainer.parts)
+    return state, read_optimizer(checkpoint)
 
 
-def _say_what_is_not_decoded(validation: Validation, target: Target) -> None:
-    if not target.is_whole:
-        why = "the target's decoder layers are not loaded (--set features.load_target=true loads them)"
-    elif not validation.prompts:
-        why = "no held-out document is long enough to start from"
-    else:
-        return
-    logger.info("live evaluations decode nothing: %s; the best step is that by held-out text alone", why)
+def _clean(folder: Path, checkpoint: Path | None, step: int, num_steps: int) -> None:
+    remove_partial(folder)
+    set_aside(folder, checkpoint)
+    logged = cut_logs(folder, step)
+    where = f"step {step} of {num_steps}" if step else "the start"
+    why = "no whole checkpoint is there" if checkpoint is None else f"{checkpoint.name} is the last whole one"
+    again = f"; steps {step + 1} to {logged}, done after it, are done again" if logged > step else ""
+    logger.info("going on from %s in %s: %s%s", where, folder, why, again)

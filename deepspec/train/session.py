@@ -14,19 +14,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepspec.choice import chosen_state
 from deepspec.config import RunConfig
+from deepspec.distributed import join
 from deepspec.errors import TrainingError
 from deepspec.plugins import create_plugin_manager
 from deepspec.records import TrainingCost
 from deepspec.resources import memory, writing
 from deepspec.runs import Run, checkpoint_path, newest_checkpoint, target_record
-from deepspec.train.assemble import for_decoding
 from deepspec.train.between import StepClock, Stop, stop_signals
-from deepspec.train.checkpoint import drop_old, read_weights, write_checkpoint
+from deepspec.train.checkpoint import drop_old, write_checkpoint
 from deepspec.train.flops import StepFlops, count_step
-from deepspec.train.folder import open_folder
-from deepspec.train.live import LiveEvaluations
+from deepspec.train.folder import open_folder, values_to_share
+from deepspec.train.live import LiveEvaluations, take_best
 from deepspec.train.logs import RunLog, check_tracker
 from deepspec.train.prepare import Prepared, prepare, run_config
 from deepspec.train.trainer import StepResult, memory_advice
@@ -59,7 +58,7 @@ def train(
     observers: Sequence[Observer] = (),
     manager: pluggy.PluginManager | None = None,
 ) -> Run:
-    """Train a drafter and return it, loaded.
+    """Train a drafter and return it, loaded. Under ``torchrun`` every process calls this and shares the work.
 
     With stored features (``features.source``) the run's target has no decoder layers; ``deepspec.load`` of
     the run's folder gives it with all of them.
@@ -74,25 +73,36 @@ def train(
         init_from: instead of the configuration's: a run folder or ``demo`` to start from the drafter of.
         check_tasks: first see that the prompts of the configuration's ``eval.tasks`` can be had, so that an
             evaluation afterwards does not fail for want of them.
-        observers: called with each optimiser step's record.
+        observers: called with each optimiser step's record, in the main process.
         manager: the plugins to find parts in, all installed ones when None.
 
     Raises:
         ConfigError, DataError, TargetError, CheckpointError: bad input, before anything is written.
         TrainingError, ResourceError: the run had to stop.
+        DistributedError: another process is gone. ElsewhereError: another process raises what is to be told.
     """
     manager = manager or create_plugin_manager()
-    settings = run_config(
-        strategy, config, target=target, data=data, out=out, init_from=init_from, manager=manager
-    )
-    check_tracker(settings.train.tracker)
-    folder = open_folder(settings, resume=resume)
-    prepared = prepare(settings, folder, resume=resume, check_tasks=check_tasks, manager=manager)
+    world = join()
+    with world.watched(lambda: "no step was done; start again"):
+        settings = world.together(
+            lambda: run_config(
+                strategy, config, target=target, data=data, out=out, init_from=init_from, manager=manager
+            )
+        )
+        world.same_everywhere("settings", values_to_share(settings))
+        world.together(lambda: check_tracker(settings.train.tracker))
+        folder = Path(world.from_main(lambda: str(open_folder(settings, resume=resume))))
+        prepared = world.together(
+            lambda: prepare(
+                settings, folder, resume=resume, check_tasks=check_tasks, manager=manager, world=world
+            )
+        )
     session = _Session(prepared, observers, manager)
-    with stop_signals() as stop:
+    with stop_signals() as stop, world.watched(session.how_to_go_on):
         session.run(stop)
-    step = _take_best(prepared)
-    parts = for_decoding(prepared.trainer.parts, prepared.trainer.target, manager)
+        parts = prepared.trainer.decoding_parts(manager)
+        step = world.from_main(lambda: take_best(prepared.folder, parts))
+        world.spread_(list(parts.modules().state_dict().values()))
     parts.modules().eval()
     return Run(
         path=prepared.folder,
@@ -104,16 +114,6 @@ def train(
     )
 
 
-def _take_best(prepared: Prepared) -> int:
-    """Load the best checkpoint, unless the weights are its, into the trained parts; its step."""
-    checkpoint, state = chosen_state(prepared.folder)
-    read_weights(checkpoint, prepared.trainer.parts)
-    step = int(state["step"])
-    if checkpoint != newest_checkpoint(prepared.folder):
-        logger.info("the best checkpoint is that of step %d; %s@last is the last", step, prepared.folder)
-    return step
-
-
 class _Session:
     """The loop over optimiser steps, and what happens between them."""
 
@@ -121,6 +121,7 @@ class _Session:
         self, prepared: Prepared, observers: Sequence[Observer], manager: pluggy.PluginManager
     ) -> None:
         self.trainer = prepared.trainer
+        self.world = prepared.trainer.world
         self.validation = prepared.validation
         self.folder = prepared.folder
         self.config = prepared.trainer.config.train
@@ -129,7 +130,11 @@ class _Session:
         self._hook = manager.hook.deepspec_step_trained
         self._clock = StepClock(self.config.log_every)
         self._log = RunLog(
-            prepared.folder, prepared.trainer.config, first_step=self.first_step, advice=self._disk_advice
+            prepared.folder,
+            prepared.trainer.config,
+            first_step=self.first_step,
+            advice=self._disk_advice,
+            is_silent=not self.world.is_main,
         )
         self.live = LiveEvaluations(prepared.folder, self._log, patience=self.config.patience)
         self._expected = 0.0
@@ -139,11 +144,13 @@ class _Session:
 
     def run(self, stop: Stop) -> None:
         """All steps that are left; raises TrainingError when it has to stop."""
-        is_whole = not self._is_due(self.first_step) or self.live.has(self.first_step)
+        is_whole = not self._is_due(self.first_step) or self.world.from_main(
+            lambda: self.live.has(self.first_step)
+        )
         if is_whole and (self.first_step == self.config.num_steps or self._stops_early(self.first_step)):
             return
         try:
-            self._log.started(self.first_step, self.trainer.device)
+            self._log.started(self.first_step, self.trainer.device, num_processes=self.world.size)
             if not is_whole:  # the run was stopped before it, or in it
                 self._validate(self.first_step)
             if not self._stops_early(self.first_step):
@@ -160,12 +167,18 @@ class _Session:
             self._step(number, flops)
             if done % self.config.checkpoint_every == 0 or done == steps:
                 self._save(done)
-            if self._is_due(done) and not stop.signal_name:
+            if self._is_due(done) and not self._signal(stop):
                 self._validate(done)
-            if stop.signal_name:
-                raise self._interrupted(stop.signal_name, done)
+            if signal_name := self._signal(stop):
+                raise self.world.agreed(self._interrupted(signal_name, done))
             if self._stops_early(done):
                 break
+
+    def _signal(self, stop: Stop) -> str | None:
+        """The signal that reached some process."""
+        names = ("SIGTERM", "SIGINT")
+        counts = self.world.add_up([float(stop.signal_name == name) for name in names])
+        return next((name for name, count in zip(names, counts, strict=True) if count), None)
 
     def _is_due(self, step: int) -> bool:
         """Whether a live evaluation belongs behind ``step``."""
@@ -175,12 +188,14 @@ class _Session:
         )
 
     def _stops_early(self, step: int) -> bool:
-        reason = self.live.reason_to_stop if self._is_due(step) else None
-        if reason is not None and step < self.config.num_steps:
-            self._save(step)
-            logger.info("training stops after step %d of %d: %s", step, self.config.num_steps, reason)
-            return True
-        return False
+        if not self._is_due(step) or step == self.config.num_steps:
+            return False
+        reason = self.world.from_main(lambda: self.live.reason_to_stop)
+        if reason is None:
+            return False
+        self._save(step)
+        logger.info("training stops after step %d of %d: %s", step, self.config.num_steps, reason)
+        return True
 
     def _interrupted(self, signal_name: str, step: int) -> TrainingInterruptedError:
         """Save where the run stands, and say how to go on from there."""
@@ -205,9 +220,10 @@ class _Session:
         record = self._record(number + 1, result)
         if is_logged:
             self._log.write("step", asdict(record))
-        for observe in self._observers:
-            observe(record)
-        self._hook(record=record)
+        if self.world.is_main:
+            for observe in self._observers:
+                observe(record)
+            self._hook(record=record)
 
     def _record(self, step: int, result: StepResult) -> StepRecord:
         if result.expected_accepted_length is not None:
@@ -231,41 +247,57 @@ class _Session:
             "vocabulary_coverage": self.vocabulary_coverage,
             "init_from": self.init_from,
         }
-        self._log.sync()
-        with writing(checkpoint_path(self.folder, step), self._disk_advice):
-            return write_checkpoint(
-                self.folder,
-                step,
-                parts=self.trainer.parts,
-                optimizer=self.trainer.optimizer.state_tensors(),
-                state=state,
-                keep=self.config.keep_checkpoints,
-                best=self.live.best,
-            )
+        weights, moments = self.trainer.weights(), self.trainer.moments()
+
+        def write() -> str:
+            self._log.sync()
+            with writing(checkpoint_path(self.folder, step), self._disk_advice):
+                path = write_checkpoint(
+                    self.folder,
+                    step,
+                    parts=self.trainer.parts,
+                    weights=weights,
+                    optimizer=moments,
+                    state=state,
+                    keep=self.config.keep_checkpoints,
+                    best=self.live.best,
+                )
+            return str(path)
+
+        return Path(self.world.from_main(write))
 
     def _validate(self, step: int) -> None:
         if self.validation is None:
             return
         with memory(lambda: self._validation_needs_memory(step)):
             found = self.validation.measure(self.trainer)
-        if self.live.add(step, found):
+        if self.world.from_main(lambda: self.live.add(step, found)):
             self._save(step)
-            self.live.keep_best()
-            drop_old(self.folder, keep=self.config.keep_checkpoints, best=self.live.best)
+            self.world.from_main(self._keep_best)
+
+    def _keep_best(self) -> None:
+        self.live.keep_best()
+        drop_old(self.folder, keep=self.config.keep_checkpoints, best=self.live.best)
 
     def _check_finite(self, step: int, result: StepResult) -> None:
         for what, value in (("loss", result.loss), ("gradient norm", result.gradient_norm)):
             if not -float("inf") < value < float("inf"):
-                raise TrainingError(
+                error = TrainingError(
                     f"the {what} of step {step} is {value}, so the run stopped; {self._last_good()}; lower "
                     f"--set train.learning_rate (now {self.trainer.optimizer.peak:g}) in a new run"
                 )
+                raise self.world.agreed(error)
+
+    def how_to_go_on(self) -> str:
+        """After another process is gone."""
+        return f"{self._last_good()}; go on with: {self._resume_command()}"
 
     def _disk_advice(self) -> str:
         return f"{self._last_good()}; once there is room, go on with: {self._resume_command()}"
 
     def _resume_command(self) -> str:
-        return f"deepspec train --resume --out {self.folder}"
+        alone = f"deepspec train --resume --out {self.folder}"
+        return alone if self.world.is_alone else f"torchrun ... -m {alone} (with any number of processes)"
 
     def _step_needs_memory(self, step: int) -> str:
         return f"memory ran out in step {step}; {self._last_good()}; {memory_advice(self.config)}"

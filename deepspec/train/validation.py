@@ -6,19 +6,28 @@ engine and sampling of ``deepspec eval``: with the same checkpoint, prompts and 
 
 from __future__ import annotations
 
+import json
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepspec.data import BatchSampler, TokenizedCorpus
 from deepspec.evaluate.acceptance import PromptLength, prompt_lengths
 from deepspec.evaluate.decoding import Decoded, decode
-from deepspec.train.assemble import for_decoding
+from deepspec.paths import written_whole
+from deepspec.resources import writing
 from deepspec.types import TokenBatch
 
 if TYPE_CHECKING:
     from deepspec.config import EvalConfig, RunConfig
+    from deepspec.target import Target
     from deepspec.train.trainer import Trainer
 
+logger = logging.getLogger(__name__)
+
+#: In a run's folder, what its live evaluations decode.
+PROMPTS_FILE = "live-prompts.jsonl"
 _NUM_BATCHES = 4
 _PROMPT_TOKENS = 64
 #: Prompts whose decoded text is kept.
@@ -50,10 +59,10 @@ class Validation:
     def measure(self, trainer: Trainer) -> ValidationResult:
         """Both numbers for the weights as they are; nothing is decoded without the target's layers."""
         expected = trainer.expected_accepted_length(self.batches)
-        target = trainer.target
-        if not (self.prompts and target.is_whole):
+        target, world = trainer.target, trainer.world
+        if not (self.prompts and target.is_whole and not target.is_sharded):
             return ValidationResult(expected, None)
-        found = decode(target, for_decoding(trainer.parts, target), self.prompts, self.decoding)
+        found = decode(target, trainer.decoding_parts(), self.prompts, self.decoding, world=world)
         lengths = prompt_lengths([one.rounds for one in found])
         num_rounds = sum(one.rounds for one in lengths)
         tau = sum(one.gained for one in lengths) / num_rounds if num_rounds else None
@@ -67,7 +76,7 @@ class ValidationResult:
     """Accepted lengths, bonus token included: by the formula on held-out text, and as decoded.
 
     ``accepted_length`` is None when no held-out document is long enough to start from, and with stored
-    features, where the target's layers are not loaded.
+    features, where the target's layers are not loaded, or where they are shared out among processes.
 
     Attributes:
         prompts: tokens gained and rounds of each prompt.
@@ -103,3 +112,25 @@ def _prompts(corpus: TokenizedCorpus, count: int, limit: int) -> tuple[tuple[int
             break
     corpus.release()
     return tuple(prompts)
+
+
+def write_prompts(folder: Path, validation: Validation) -> None:
+    """The prompts of live evaluations, as a file that ``deepspec eval --task-file`` reads."""
+    path = folder / PROMPTS_FILE
+    text = "".join(json.dumps({"tokens": prompt}) + "\n" for prompt in validation.prompts)
+    if text and not path.is_file():
+        with writing(path, lambda: "make room and try again"), written_whole(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+
+
+def say_what_is_not_decoded(validation: Validation, target: Target) -> None:
+    """Log why live evaluations decode nothing, where they do not."""
+    if not target.is_whole:
+        why = "the target's decoder layers are not loaded (--set features.load_target=true loads them)"
+    elif target.is_sharded:
+        why = "the target's layers are shared out among the processes (target.parallel)"
+    elif not validation.prompts:
+        why = "no held-out document is long enough to start from"
+    else:
+        return
+    logger.info("live evaluations decode nothing: %s; the best step is that by held-out text alone", why)

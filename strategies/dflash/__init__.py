@@ -16,5 +16,11 @@ def deepspec_strategies() -> list[Strategy]:
 
 @hookimpl
 def deepspec_parts() -> list[str]:
-    """The drafter, imported when it is built."""
-    return ["dflash=deepspec_strategies.dflash.drafter:DFlashDrafter"]
+    """The drafter, and layouts of its checkpoints; imported when they are used."""
+    return [
+        "dflash=deepspec_strategies.dflash.drafter:DFlashDrafter",
+        "deepspec-dspark=deepspec_strategies.dflash.deepspec_layout:DeepSpecDFlash",
+        "speculators-dflash=deepspec_strategies.dflash.speculators_layout:SpeculatorsDFlash",
+        "sglang-dflash=deepspec_strategies.dflash.sglang_layout:SGLangDFlash",
+        "modelopt-dflash=deepspec_strategies.dflash.sglang_layout:ModelOptDFlash",
+    ]

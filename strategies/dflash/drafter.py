@@ -8,6 +8,7 @@ predicts nothing. Weight names are the field's shared ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from deepspec.errors import ConfigError
-from deepspec.interfaces import BuildContext, Drafter, PartConfig, Readout, TokenId
+from deepspec.interfaces import BuildContext, Drafter, Readout, TokenCount, TokenId
 from deepspec.nn import (
     AnchorGrid,
     DecoderLayer,
-    LayerConfig,
+    DraftVocabulary,
+    LayerOptions,
     RMSNorm,
     RotaryTable,
     SlotStore,
@@ -32,7 +34,7 @@ from deepspec.nn import (
 from deepspec.types import AnchorBlocks, Anchors, Extension, Features, TokenBatch
 
 
-class DFlashConfig(PartConfig):
+class DFlashConfig(LayerOptions):
     """Options of the DFlash drafter; a size left out is the target's."""
 
     num_layers: int | None = Field(
@@ -52,9 +54,14 @@ class DFlashConfig(PartConfig):
         description="whether the anchor's slot gives the first draft token: G slots; false is the original "
         "layout of 1 + G slots, each predicting the token in its own place",
     )
-    intermediate_size: int | None = Field(default=None, ge=1, description="width of the draft MLP")
-    num_heads: int | None = Field(default=None, ge=1, description="attention heads")
-    num_kv_heads: int | None = Field(default=None, ge=1, description="key/value heads")
+    draft_vocab_size: TokenCount | None = Field(
+        default=None,
+        ge=1,
+        description="tokens that can be drafted: the most frequent of the training text; null is all",
+    )
+    own_head: bool = Field(
+        default=False, description="whether it trains a LM head of its own, which starts as the target's"
+    )
 
     @model_validator(mode="after")
     def _named_or_counted(self) -> DFlashConfig:
@@ -84,7 +91,7 @@ def even_layers(num_layers: int, count: int) -> tuple[int, ...]:
 
 
 class DFlashDrafter(Drafter[BlockState]):
-    """Parallel block drafter over target features; embedding and LM head are the target's, frozen."""
+    """Parallel block drafter over target features; the embedding is the target's, and mostly the LM head."""
 
     name = "dflash"
     reads_last_hidden = False
@@ -99,14 +106,9 @@ class DFlashDrafter(Drafter[BlockState]):
         self.mask_token_id = _mask_token(config, context)
         self.num_idle = 0 if config.sample_from_anchor else 1  # slots that predict nothing, the first ones
         self.width = self.num_idle + context.draft_length
-        layer = LayerConfig.of(
-            info,
-            intermediate_size=config.intermediate_size,
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-        )
+        layer = config.layer_config(info)
         self._rope = layer.rope
-        size, eps, unit_offset = info.hidden_size, info.rms_norm_eps, layer.traits.unit_offset
+        size, eps, unit_offset = info.hidden_size, layer.eps, layer.traits.unit_offset
         self.fc = nn.Linear(len(self._target_layers) * size, size, bias=False)
         pass_through_(self.fc.weight)
         self.hidden_norm = RMSNorm(size, eps, unit_offset=unit_offset)
@@ -114,6 +116,7 @@ class DFlashDrafter(Drafter[BlockState]):
         self.layers = nn.ModuleList(layers)
         self._layers = tuple(layers)
         self.norm = RMSNorm(size, eps, unit_offset=unit_offset)
+        self.vocabulary = DraftVocabulary(info, config.draft_vocab_size, own_head=config.own_head)
         self.slots: list[SlotStore] = []
 
     @property
@@ -129,7 +132,10 @@ class DFlashDrafter(Drafter[BlockState]):
         return (self.mask_token_id,)
 
     def readout(self) -> Readout:
-        return Readout(weight=self.info.lm_head, softcap=self.info.final_softcap)
+        return self.vocabulary.readout()
+
+    def choose_vocabulary(self, counts: Tensor, required: Sequence[int]) -> float | None:
+        return self.vocabulary.choose(counts, required)
 
     def allocate(self, num_slots: int, max_positions: int, dtype: torch.dtype, device: torch.device) -> None:
         attention = self._layers[0].self_attn
@@ -182,9 +188,11 @@ class DFlashDrafter(Drafter[BlockState]):
         mask = attention_mask(self._seen(batch, grid), self._layers[0].self_attn.heads_per_kv, x.dtype)
         table = rotary_table(positions, self._rope, x.dtype)
         for layer in self._layers:
+            context = layer.self_attn.keys_values(injected, context_table)
 
-            def attend(query: Tensor, keys: Tensor, values: Tensor, own: DecoderLayer = layer) -> Tensor:
-                context = own.self_attn.keys_values(injected, context_table)
+            def attend(
+                query: Tensor, keys: Tensor, values: Tensor, context: tuple[Tensor, Tensor] = context
+            ) -> Tensor:
                 keys, values = torch.cat([context[0], keys], dim=1), torch.cat([context[1], values], dim=1)
                 return grouped_attention(query, keys, values, mask)
 

@@ -20,5 +20,10 @@ def deepspec_strategies() -> list[Strategy]:
 
 @hookimpl
 def deepspec_parts() -> list[str]:
-    """The drafter, imported when it is built."""
-    return ["eagle3=deepspec_strategies.eagle3.drafter:Eagle3Drafter"]
+    """The drafter, and layouts of its checkpoints; imported when they are used."""
+    return [
+        "eagle3=deepspec_strategies.eagle3.drafter:Eagle3Drafter",
+        "deepspec-eagle3=deepspec_strategies.eagle3.deepspec_layout:DeepSpecEagle3",
+        "speculators-eagle3=deepspec_strategies.eagle3.speculators_layout:SpeculatorsEagle3",
+        "sglang-eagle3=deepspec_strategies.eagle3.sglang_layout:SGLangEagle3",
+    ]

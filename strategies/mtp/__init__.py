@@ -20,5 +20,9 @@ def deepspec_strategies() -> list[Strategy]:
 
 @hookimpl
 def deepspec_parts() -> list[str]:
-    """The drafter, imported when it is built."""
-    return ["mtp=deepspec_strategies.mtp.drafter:MTPDrafter"]
+    """The drafter, and layouts of its checkpoints; imported when they are used."""
+    return [
+        "mtp=deepspec_strategies.mtp.drafter:MTPDrafter",
+        "native-mtp=deepspec_strategies.mtp.native_layout:NativeMTP",
+        "speculators-mtp=deepspec_strategies.mtp.speculators_layout:SpeculatorsMTP",
+    ]

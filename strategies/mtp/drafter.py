@@ -77,7 +77,7 @@ class MTPDrafter(Drafter[UnrolledRound | CascadeRound]):
         if native is not None:
             chosen = {} if config.feed_back == "auto" else {"feed_back": config.feed_back}
             config = config.model_copy(update={**native.options, **chosen, "native_weights": None})
-        self._built = config
+        self.built = config
         self._is_native = native is not None
         number = 1 if config.modules == 1 else context.draft_length
         modules = [MTPModule(self.info, self._layer()) for _ in range(number)]
@@ -112,11 +112,10 @@ class MTPDrafter(Drafter[UnrolledRound | CascadeRound]):
 
     @property
     def saved_options(self) -> Mapping[str, object]:
-        return self._built.model_dump(exclude_unset=True)
+        return self.built.model_dump(exclude_unset=True)
 
     def readout(self) -> Readout:
-        words = self.vocabulary
-        return Readout(words.weight, self.info.final_softcap, target_ids=words.target_ids)
+        return self.vocabulary.readout()
 
     def choose_vocabulary(self, counts: Tensor, required: Sequence[int]) -> float | None:
         return self.vocabulary.choose(counts, required)
@@ -146,7 +145,7 @@ class MTPDrafter(Drafter[UnrolledRound | CascadeRound]):
         return features.last_hidden.to(next(self.parameters()).dtype)
 
     def _layer(self) -> DecoderLayer:
-        info, config = self.info, self._built
+        info, config = self.info, self.built
         layer = LayerConfig.of(
             info,
             intermediate_size=config.intermediate_size,

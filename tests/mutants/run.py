@@ -36,7 +36,8 @@ def copy_repository(folder: Path) -> None:
     """What the tests import, under the names that they import it by."""
     for source, name in COPIED.items():
         shutil.copytree(ROOT / source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", folder)
+    for file in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / file, folder)
 
 
 def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int | None, str]:

@@ -28,7 +28,10 @@ def make_parts(seed: int = 0, rank: int = 8) -> Parts:
 
 def save(folder, step, parts, keep=2):
     moments = {"x/exp_avg": torch.arange(3.0), "x/step": torch.tensor(float(step))}
-    return write_checkpoint(folder, step, parts=parts, optimizer=moments, state=STATE, keep=keep)
+    weights = parts.modules().state_dict()
+    return write_checkpoint(
+        folder, step, parts=parts, weights=weights, optimizer=moments, state=STATE, keep=keep
+    )
 
 
 def test_saved_equals_loaded(tmp_path):

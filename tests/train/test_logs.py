@@ -60,7 +60,7 @@ def test_each_start_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys, "argv", ["deepspec", "train"])
     for first_step in (0, 10):
         log = opened(tmp_path, first_step)
-        log.started(first_step, CPU)
+        log.started(first_step, CPU, num_processes=1)
         log.close()
     first, second = map(json.loads, (tmp_path / "starts.jsonl").read_text().splitlines())
     assert (first["first_step"], second["first_step"]) == (0, 10)

@@ -58,9 +58,9 @@ def test_each_form_is_written_as_it_will_be_read(tmp_path):
         assert (report.num_rows, report.num_unusable, report.held_out) == (4, 0, None)
         found = [vars(example) for example in read_examples(plan.out)]
         assert [set(one) - {"source"} for one in found] == [
-            {"messages", "tools"},
+            {"messages", "tools", "is_complete"},
             {"prompt", "response", "is_complete"},
-            {"messages", "tools"},
+            {"messages", "tools", "is_complete"},
             {"text", "is_complete"},
         ]
         assert (found[1]["is_complete"], found[3]["is_complete"]) == (False, True)

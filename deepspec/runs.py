@@ -155,10 +155,13 @@ def _check_together(runs: Sequence[Run | str | Path]) -> None:
             raise ConfigError(f"run {place.parent.parent} is given twice; give each once")
         targets[place] = found
     (first, wanted), *others = targets.items()
-    for folder, found in others:
+    for checkpoint, found in others:
         if found["fingerprint"] != wanted["fingerprint"]:
-            sides = ((first, wanted), (folder, found))
-            said = [f"{path} is for {one['name']!r} ({one['fingerprint'][:8]})" for path, one in sides]
+            sides = ((first, wanted), (checkpoint, found))
+            said = [
+                f"{path.parent.parent} is for {one['name']!r} ({one['fingerprint'][:8]})"
+                for path, one in sides
+            ]
             raise ConfigError(f"the runs' targets differ: {' and '.join(said)}; give runs of one target")
 
 

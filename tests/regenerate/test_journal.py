@@ -30,6 +30,8 @@ def write(path: Path, *numbers: int) -> bytes:
             journal.add(number, sample(number))
         journal.leave_out(50, {"kind": "cut"})
         journal.leave_out(51, {"kind": "failed"})
+        assert 50 in journal.done
+        assert 51 not in journal.done
     return path.read_bytes()
 
 

@@ -157,11 +157,8 @@ def _check_together(runs: Sequence[Run | str | Path]) -> None:
     (first, wanted), *others = targets.items()
     for checkpoint, found in others:
         if found["fingerprint"] != wanted["fingerprint"]:
-            sides = ((first, wanted), (checkpoint, found))
-            said = [
-                f"{path.parent.parent} is for {one['name']!r} ({one['fingerprint'][:8]})"
-                for path, one in sides
-            ]
+            sides = ((first.parents[1], wanted), (checkpoint.parents[1], found))
+            said = [f"{path} is for {one['name']!r} ({one['fingerprint'][:8]})" for path, one in sides]
             raise ConfigError(f"the runs' targets differ: {' and '.join(said)}; give runs of one target")
 
 

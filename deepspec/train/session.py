@@ -144,6 +144,8 @@ class _Session:
 
     def run(self, stop: Stop) -> None:
         """All steps that are left; raises TrainingError when it has to stop."""
+        if self.world.is_main:
+            self._drop_old()  # a run that was killed may have left some
         is_whole = not self._is_due(self.first_step) or self.world.from_main(
             lambda: self.live.has(self.first_step)
         )
@@ -277,6 +279,9 @@ class _Session:
 
     def _keep_best(self) -> None:
         self.live.keep_best()
+        self._drop_old()
+
+    def _drop_old(self) -> None:
         drop_old(self.folder, keep=self.config.keep_checkpoints, best=self.live.best)
 
     def _check_finite(self, step: int, result: StepResult) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
@@ -32,7 +32,24 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
-class TrainingProgress:
+class _Shown:
+    """A bar that is on the terminal inside a ``with``, where there is one."""
+
+    _bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class TrainingProgress(_Shown):
     """An observer of StepRecords, used as a context manager around the training.
 
     Args:
@@ -43,7 +60,6 @@ class TrainingProgress:
     def __init__(self, console: Console, *, every: int = 10) -> None:
         self._console = console
         self._every = every
-        self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
                 TextColumn("step"),
@@ -52,17 +68,6 @@ class TrainingProgress:
                 TextColumn("{task.description}"),
                 console=console,
             )
-
-    def __enter__(self) -> TrainingProgress:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def __call__(self, record: StepRecord) -> None:
         """Take in one step."""
@@ -90,28 +95,16 @@ def describe_samples(report: RegenerationReport) -> str:
     return f"samples: {told}{before}; {rate:,.0f} tokens/s"
 
 
-class RegenerationProgress:
+class RegenerationProgress(_Shown):
     """An observer of regeneration's reports, used as a context manager around it; silent when ``quiet``."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self._console = None if quiet else console
         self._told_s = 0.0
-        self._bar: Progress | None = None
         if not quiet and console.is_terminal:
             columns = (SpinnerColumn(), TextColumn("{task.description}"))
             self._bar = Progress(*columns, console=console, transient=True)
             self._task = self._bar.add_task("")
-
-    def __enter__(self) -> RegenerationProgress:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def __call__(self, report: RegenerationReport) -> None:
         """Take in what has been done so far."""

@@ -6,6 +6,7 @@ A layout is a :class:`CheckpointFormat`. A plugin adds one by returning its clas
 from deepspec.formats.decoder import decoder_config, is_plain, layer_fault, layer_options
 from deepspec.formats.header import Header, read_header
 from deepspec.formats.layout import (
+    TARGET_COPIES,
     CheckpointFormat,
     Draft,
     EngineVerdict,
@@ -22,6 +23,7 @@ from deepspec.formats.taps import check_layers, check_taps
 from deepspec.formats.vocabulary import VOCABULARY, membership
 
 __all__ = [
+    "TARGET_COPIES",
     "VOCABULARY",
     "CheckpointFormat",
     "Draft",

@@ -48,6 +48,10 @@ class SharedCopy:
     option: str | None = None
 
 
+#: Of layouts that can hold no other embedding or LM head than the target's.
+TARGET_COPIES = (SharedCopy("embed_tokens.weight", "embedding"), SharedCopy("lm_head.weight", "lm_head"))
+
+
 @dataclass(frozen=True)
 class Layout:
     """How one checkpoint is to be read.

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from deepspec.formats import (
+    TARGET_COPIES,
     CheckpointFormat,
     Draft,
     EngineVerdict,
     Header,
     Layout,
-    SharedCopy,
     TargetClaim,
     Written,
     check_layers,
@@ -68,7 +68,7 @@ class DeepSpecDFlash(CheckpointFormat):
             strategy=strategy,
             table=family.NESTED,
             claim=TargetClaim(int(config["hidden_size"]), int(config["vocab_size"]), layers),
-            copies=(SharedCopy("embed_tokens.weight", "embedding"), SharedCopy("lm_head.weight", "lm_head")),
+            copies=TARGET_COPIES,
             facts=family.facts(
                 strategy,
                 base="counted from 0",

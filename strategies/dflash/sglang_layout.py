@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 
 from deepspec.errors import ConfigError
 from deepspec.formats import (
+    TARGET_COPIES,
     CheckpointFormat,
     Draft,
     EngineVerdict,
     Header,
     Layout,
     NameTable,
-    SharedCopy,
     TargetClaim,
     Written,
     check_layers,
@@ -80,7 +80,7 @@ class DFlashConfigFormat(CheckpointFormat, ABC):
             strategy=strategy,
             table=self.table,
             claim=TargetClaim(int(config["hidden_size"]), int(config["vocab_size"]), layers),
-            copies=(SharedCopy("embed_tokens.weight", "embedding"), SharedCopy("lm_head.weight", "lm_head")),
+            copies=TARGET_COPIES,
             facts=family.facts(strategy, base="counted from 0", written=ids, slot=f"as {kind} has it"),
             fields=config,
         )

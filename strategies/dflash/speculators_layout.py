@@ -11,12 +11,12 @@ from typing import Any
 
 from deepspec.errors import ConfigError
 from deepspec.formats import (
+    TARGET_COPIES,
     CheckpointFormat,
     Draft,
     EngineVerdict,
     Header,
     Layout,
-    SharedCopy,
     Written,
     check_layers,
     check_taps,
@@ -75,7 +75,7 @@ class SpeculatorsDFlash(CheckpointFormat):
             strategy=strategy,
             table=family.NESTED,
             claim=claim,
-            copies=(SharedCopy("embed_tokens.weight", "embedding"), SharedCopy("lm_head.weight", "lm_head")),
+            copies=TARGET_COPIES,
             ignored=("t2d",),
             facts=family.facts(
                 strategy,

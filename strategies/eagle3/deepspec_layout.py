@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from deepspec.formats import (
+    TARGET_COPIES,
     CheckpointFormat,
     Draft,
     EngineVerdict,
     Header,
     Layout,
-    SharedCopy,
     TargetClaim,
     Written,
     check_layers,
@@ -60,7 +60,7 @@ class DeepSpecEagle3(CheckpointFormat):
             claim=TargetClaim(
                 size, int(config["vocab_size"]), layers, config.get("target_model_name_or_path")
             ),
-            copies=(SharedCopy("embed_tokens.weight", "embedding"), SharedCopy("lm_head.weight", "lm_head")),
+            copies=TARGET_COPIES,
             facts=family.facts(strategy, layers=counted, length="ttt_length"),
             fields=config,
         )

@@ -126,7 +126,7 @@ class World:
                 raise
             failure = error
         self._tell(failure)
-        return made  # type: ignore[return-value]
+        return made  # type: ignore[return-value]  # a failure was raised before
 
     def in_turn(self, make: Callable[[], Made]) -> Made:
         """The same, the first process of each host before its others, which then find what it cached."""
@@ -134,7 +134,7 @@ class World:
             return make()
         made = self.together(make) if self.local_rank == 0 else self.together(lambda: None)
         later = self.together(make) if self.local_rank != 0 else self.together(lambda: None)
-        return made if self.local_rank == 0 else later  # type: ignore[return-value]
+        return made if self.local_rank == 0 else later  # type: ignore[return-value]  # each made its own
 
     def from_main(self, make: Callable[[], Any]) -> Any:
         """What the main process makes (anything that JSON holds), everywhere; its failure ends all."""

@@ -172,7 +172,7 @@ def test_a_checkpoint_is_given_alone_and_its_target_has_to_fit(target, trained, 
 class Hub(HfApi):
     """Takes uploads and remembers them."""
 
-    calls: list[tuple[str, object]] = []  # noqa: RUF012
+    calls: list[tuple[str, object]] = []  # noqa: RUF012 - one for the one test
 
     def whoami(self, *args, **kwargs):
         return {"name": "me"}
